@@ -1,0 +1,5 @@
+"""`python -m trainplan`."""
+
+from .cli.main import main
+
+main()

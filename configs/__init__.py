@@ -1,0 +1,1 @@
+"""Data only: accelerators, models, offers, calibrations; each figure with its source and date."""

@@ -1,0 +1,52 @@
+"""What one GPU computes in a step, apart from how its states are stored: the choices that shape activations and FLOPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from .model import Block, Model, Parameter, ParameterKind
+from .workload import Precision
+
+
+class AttentionImplementation(Enum):
+    """transformers' ``attn_implementation``; SDPA picks its kernel by mask, head size and dtype."""
+
+    FLASH = "flash"  # flash_attention_2, or SDPA's flash kernel
+    EAGER = "eager"  # materialised s x s scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """LoRA adapters: rank r, on every nn.Linear of the blocks or on those whose last name is in ``targets``."""
+
+    rank: int = 16
+    targets: tuple[str, ...] = ()  # (): peft's "all-linear"
+    dropout: float = 0.0
+
+    def adapted(self, block: Block) -> tuple[Parameter, ...]:
+        """The weights of this block that get an adapter: nn.Linear only, as peft does."""
+        return tuple(
+            p
+            for p in block.parameters
+            if p.kind is ParameterKind.LINEAR and (not self.targets or p.name.split(".")[-2] in self.targets)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computation:
+    """The part of a stack that decides activations and compute; strategies replace its fields."""
+
+    precision: Precision = Precision.BF16
+    adapters: Adapters | None = None  # None: every parameter is trained
+    quantized: bool = False  # base nn.Linear weights of the blocks in NF4
+    attention: AttentionImplementation = AttentionImplementation.FLASH
+    checkpointed_layers: int = 0  # the FIRST k of L layers keep only their input
+    checkpoints_on_host: bool = False
+    loss_chunk: int = 0  # tokens per chunk of the cross-entropy; 0: all logits at once, as transformers does
+
+
+def effective_attention(model: Model, chosen: AttentionImplementation) -> AttentionImplementation:
+    """Eager where the model leaves no choice (soft-capped scores, attention sinks), else what was chosen."""
+    forced = any(b.attention is not None and (b.attention.soft_cap or b.attention.sinks) for b in model.blocks)
+    return AttentionImplementation.EAGER if forced else chosen

@@ -1,0 +1,68 @@
+"""Accelerators, the nodes they stand in, and what renting a node costs. Values only; `catalog` reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Tier(Enum):
+    """How a node is paid for."""
+
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"
+    RESERVED = "reserved"
+    OWNED = "owned"  # the user's own price per GPU-hour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One accelerator as software sees it. Bytes, FLOP/s and bytes/s; None is unknown, never zero."""
+
+    name: str  # short name: "a100-80"
+    full_name: str  # "A100-SXM-80GB"
+    aliases: tuple[str, ...]
+    vendor: str
+    architecture: str
+    memory_bytes: int  # what the driver reports, or torch's total where that is smaller and known
+    memory_source: str
+    memory_bandwidth_bytes_per_s: float
+    bf16_flop_per_s: float | None  # dense datasheet peak; None: no bf16 units
+    fp16_flop_per_s: float | None
+    fp32_flop_per_s: float | None
+    matmul_efficiency: float | None  # measured achievable share of the bf16 peak; None: not measured
+    link: str  # "NVLink3", "PCIe", ...
+    link_bytes_per_s: float  # one direction, per GPU, inside the node
+    nvswitch: bool
+    host_link_bytes_per_s: float  # one direction, per GPU
+    tdp_w: float | None
+    sources: tuple[str, ...]
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """The machine one offer rents. None is unknown."""
+
+    gpu: Gpu
+    gpus: int
+    host_memory_bytes: int | None
+    vcpus: int | None
+    nvme_bytes: int | None
+    internode_bytes_per_s: float | None  # whole node, one direction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A node at a price: one row of a price catalog, or the user's own machines."""
+
+    name: str  # "aws/p4de.24xlarge"
+    cloud: str
+    instance: str
+    node: Node
+    usd_per_hour: float  # whole node
+    tier: Tier
+    region: str
+    date: str  # of the price, as its source states it
+    source: str
+    notes: str = ""

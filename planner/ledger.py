@@ -1,0 +1,217 @@
+"""What occupies one GPU, its share of the host and of the NVMe, line by line, and in which phase of a step.
+
+Peak memory is the maximum over phases of the lines alive in them, never the sum of all lines.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from .computation import Computation
+from .work import Work
+
+
+class Device(Enum):
+    """Where bytes live."""
+
+    GPU = "gpu"
+    HOST = "host"
+    NVME = "nvme"
+
+
+class Phase(Enum):
+    """Moments of a run at which a device may be fullest."""
+
+    START = "start"  # the engine is built
+    FORWARD = "forward"  # end of the last layer's forward
+    LOSS = "loss"  # logits, their fp32 copy and gradient
+    BACKWARD = "backward"  # first layer to go backward: everything saved is alive
+    RECOMPUTE = "recompute"  # first checkpointed segment to be recomputed
+    BACKWARD_END = "backward_end"  # last layer to go backward: all gradients exist
+    STEP = "step"  # optimizer update
+
+
+ALWAYS = tuple(Phase)
+TRAINING = tuple(p for p in Phase if p is not Phase.START)
+BACKWARDS = (Phase.BACKWARD, Phase.RECOMPUTE, Phase.BACKWARD_END)
+
+
+class Certainty(Enum):
+    """How a line's bytes are known."""
+
+    EXACT = "exact"  # arithmetic on tensors that a real engine was seen to hold
+    TRACED = "traced"  # closed form checked against a traced model
+    MEASURED = "measured"
+    ASSUMED = "assumed"
+
+
+class Item(Enum):
+    """Every line a ledger may hold: its label, and its section of docs/explanation/memory-model.md."""
+
+    WEIGHTS = ("trainable weights", "W1")
+    FROZEN = ("frozen weights", "W2")
+    QUANTIZED = ("frozen weights, NF4", "W3")
+    DEQUANTIZED = ("dequantisation buffer", "W4")
+    GATHERED = ("gathered parameters", "W5")
+    PERSISTENT = ("persistent parameters", "W6")
+    FLATTENING = ("flattening of weights at start-up", "W7")
+    WEIGHTS_HOST_COPY = ("16-bit staging copy of updated weights", "W8")
+    MASTER = ("fp32 master weights", "O1")
+    MOMENTS = ("optimizer states", "O2")
+    STEP_TEMPORARIES = ("optimizer step temporaries", "O3")
+    NORM_TEMPORARY = ("gradient norm temporary, fp64", "O4")
+    SWAP_BUFFERS = ("NVMe swap buffers", "O5")
+    GRADIENTS = ("gradients", "G1")
+    ACCUMULATED = ("accumulated gradients of earlier micro-steps", "G2")
+    REDUCE_BUCKET = ("gradient reduce bucket", "G3")
+    GRADIENT_FLATTENING = ("gradient all-reduce copy", "G4")
+    GRADIENTS_HOST = ("gradients offloaded", "G5")
+    OFFLOAD_STAGING = ("gradient staging for offload", "G6")
+    IN_FLIGHT = ("gradients of the layer in flight", "G7")
+    SAVED = ("activations saved for backward", "A1")
+    CHECKPOINTS = ("activation checkpoints", "A2")
+    SEGMENT = ("recomputed segment", "A3")
+    TRANSIENT = ("backward temporaries of one layer", "A4")
+    LOGITS = ("logits and loss", "A5")
+    HEAD = ("final norm and head input", "A6")
+    CONSTANTS = ("rotary tables and masks", "A7")
+    PROCESS = ("process and libraries", "F3")
+    LOADING = ("model loading", "F4")
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        return self.value[0]
+
+    @property
+    def section(self) -> str:
+        """Section of the memory model."""
+        return self.value[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line: what, where, how many bytes per rank, when, and the arithmetic behind it."""
+
+    item: Item
+    device: Device
+    bytes: int
+    phases: tuple[Phase, ...]
+    why: str
+    certainty: Certainty = Certainty.EXACT
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """The element counts of a set of tensors, in the order DeepSpeed flattens them; compared by identity."""
+
+    numels: tuple[int, ...]
+
+    @cached_property
+    def total(self) -> int:
+        """Elements of all tensors."""
+        return sum(self.numels)
+
+    @cached_property
+    def largest(self) -> int:
+        """Elements of the largest tensor; 0 for none."""
+        return max(self.numels, default=0)
+
+    @cached_property
+    def histogram(self) -> tuple[tuple[int, int], ...]:
+        """(numel, how many tensors have it)."""
+        return tuple(Counter(self.numels).items())
+
+
+@lru_cache(maxsize=8192)
+def flat_partition(tensors: Tensors, ranks: int, alignment: int = 2) -> int:
+    """Elements of one rank's slice of a flat buffer padded to ``alignment`` x ranks (ZeRO stages 1 and 2).
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py, ``flatten_dense_tensors_aligned`` with nccl_start_alignment_factor 2.
+
+    >>> flat_partition(Tensors((5, 4)), 2)  # 9 elements padded to 12
+    6
+    """
+    block = alignment * ranks
+    return -(-tensors.total // block) * block // ranks
+
+
+@lru_cache(maxsize=8192)
+def tensor_partition(tensors: Tensors, ranks: int) -> int:
+    """Elements one rank holds when each tensor is cut on its own and padded (ZeRO stage 3).
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/partition_parameters.py, ``_aligned_size``: ceil(numel / ranks) per tensor.
+
+    >>> tensor_partition(Tensors((5, 4)), 2)
+    5
+    """
+    return sum(-(-numel // ranks) * count for numel, count in tensors.histogram)
+
+
+@lru_cache(maxsize=8192)
+def touched(tensors: Tensors, ranks: int) -> int:
+    """P_touch: elements of all tensors that overlap one rank's slice, for the worst rank (ZeRO stages 1 and 2).
+
+    Source:
+        DeepSpeed 0.19.8 stage_1_and_2.py, ``copy_grads_in_partition``: gradients are kept as whole tensors.
+
+    >>> touched(Tensors((6, 2)), 2)  # rank 0 holds elements 0-3 of tensor 0; rank 1 the rest and tensor 1
+    8
+    """
+    if not tensors.numels:
+        return 0
+    ends = np.cumsum(np.asarray(tensors.numels, dtype=np.int64))
+    starts = ends - np.asarray(tensors.numels, dtype=np.int64)
+    size = flat_partition(tensors, ranks)
+    lower = np.arange(ranks, dtype=np.int64) * size
+    upper = np.minimum(lower + size, ends[-1])
+    inside = lower < ends[-1]
+    first = np.searchsorted(ends, lower[inside], side="right")
+    last = np.searchsorted(starts, upper[inside], side="left") - 1
+    return int((ends[last] - starts[first]).max())
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Memory and work of one rank. A strategy turns one ledger into the next."""
+
+    trainable: Tensors
+    frozen: Tensors
+    computation: Computation
+    entries: tuple[Entry, ...] = ()
+    work: tuple[Work, ...] = ()  # traffic and optimizer work; forward and backward compute follow from `computation`
+    stage: int = 0  # ZeRO stage the states are partitioned with
+    deepspeed: dict[str, object] = field(default_factory=dict)
+
+    def without(self, *items: Item) -> Ledger:
+        """This ledger less every line of these items."""
+        return replace(self, entries=tuple(e for e in self.entries if e.item not in items))
+
+    def plus(self, *entries: Entry) -> Ledger:
+        """This ledger with more lines; lines of no bytes are left out."""
+        return replace(self, entries=self.entries + tuple(e for e in entries if e.bytes))
+
+    def bytes_of(self, *items: Item, device: Device = Device.GPU) -> int:
+        """Bytes of all lines of these items on a device."""
+        return sum(e.bytes for e in self.entries if e.item in items and e.device is device)
+
+    def by_phase(self, device: Device) -> dict[Phase, int]:
+        """Bytes alive on a device in each phase."""
+        totals = dict.fromkeys(Phase, 0)
+        for entry in self.entries:
+            if entry.device is device:
+                for phase in entry.phases:
+                    totals[phase] += entry.bytes
+        return totals
+
+    def peak(self, device: Device) -> int:
+        """Maximum over the phases."""
+        return max(self.by_phase(device).values())

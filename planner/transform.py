@@ -1,0 +1,102 @@
+"""Strategies as memory transforms: the protocol, the stack, the fold.
+
+    ledger_0 --strategy_1--> ledger_1 --strategy_2--> ... --strategy_n--> ledger_n
+
+Folding nothing is the identity; a stack sorts its strategies by rank, so one set of strategies gives one ledger
+whatever the order they were typed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol
+
+from .errors import InputError
+from .ledger import Ledger
+from .model import Model
+from .workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Where and how a stack is folded: the workload, the ranks, the batch triangle."""
+
+    workload: Workload
+    nodes: int
+    ranks_per_node: int
+    micro_batch: int
+    nvme_path: str = "/local_nvme"
+
+    @property
+    def model(self) -> Model:
+        """The workload's model."""
+        return self.workload.model
+
+    @property
+    def world_size(self) -> int:
+        """d: data-parallel ranks."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """global batch / (micro-batch x world size); candidates divide evenly."""
+        return max(1, self.workload.global_batch // (self.micro_batch * self.world_size))
+
+
+class Strategy(Protocol):
+    """One decision. Implementations are frozen dataclasses, one file each in ``strategies/``."""
+
+    @property
+    def rank(self) -> int:
+        """Place in the fold: method 10, optimizer 20, precision 30, activations 40, ZeRO 50, offload 60."""
+
+    @property
+    def name(self) -> str:
+        """Short name, as typed after --require and --forbid: "zero-3", "offload-optimizer-cpu"."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What the compatibility table (configs/compatibility.toml) may ask about."""
+
+    def accepts(self, setting: Setting) -> str | None:
+        """Why this setting is refused, or None."""
+
+    def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
+        """The ledger after this decision, its DeepSpeed keys included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Strategies in the order they are folded."""
+
+    strategies: tuple[Strategy, ...] = ()
+
+    @classmethod
+    def of(cls, *strategies: Strategy) -> Stack:
+        """Sort by rank; two decisions of one kind contradict each other.
+
+        Raises:
+            InputError: two strategies have one rank.
+        """
+        ordered = tuple(sorted(strategies, key=lambda s: s.rank))
+        for left, right in zip(ordered, ordered[1:], strict=False):
+            if left.rank == right.rank:
+                raise InputError(f"strategies: {left.name} and {right.name} exclude each other; give one of them")
+        return cls(ordered)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """All facts of all strategies."""
+        return {key: value for s in self.strategies for key, value in s.facts.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in fold order."""
+        return tuple(s.name for s in self.strategies)
+
+
+def fold(ledger: Ledger, stack: Stack, setting: Setting) -> Ledger:
+    """Apply a stack to a ledger, in the order of the strategies' ranks."""
+    return reduce(lambda before, strategy: strategy.apply(before, setting), stack.strategies, ledger)

@@ -1,0 +1,44 @@
+"""What must be trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from .model import Model
+
+
+class Method(Enum):
+    """What is trained, from the most to the least faithful."""
+
+    FULL = "full"
+    LORA = "lora"
+    QLORA = "qlora"
+
+
+class Precision(Enum):
+    """Type of weights and activations on the GPU."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one element."""
+        return 4 if self is Precision.FP32 else 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A model and the data it is to see; sequences are packed to ``seq_len``."""
+
+    model: Model
+    tokens: int
+    seq_len: int
+    global_batch: int  # sequences per optimizer step
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run, rounded up."""
+        return -(-self.tokens // (self.seq_len * self.global_batch))
