@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .model import Block, Model, Parameter, ParameterKind
+from .model import Attention, Block, Model, Parameter, ParameterKind
 from .workload import Precision
 
 
@@ -47,6 +47,10 @@ class Computation:
 
 
 def effective_attention(model: Model, chosen: AttentionImplementation) -> AttentionImplementation:
-    """Eager where the model leaves no choice (soft-capped scores, attention sinks), else what was chosen."""
-    forced = any(b.attention is not None and (b.attention.soft_cap or b.attention.sinks) for b in model.blocks)
+    """Eager where the model leaves no choice (soft-capped scores, attention sinks, no SDPA path), else what was chosen."""
+    forced = any(_needs_eager(block.attention) for block, _ in model.distinct_blocks)
     return AttentionImplementation.EAGER if forced else chosen
+
+
+def _needs_eager(attention: Attention | None) -> bool:
+    return attention is not None and (attention.soft_cap or attention.sinks or attention.eager_only)

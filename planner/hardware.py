@@ -15,7 +15,7 @@ class Tier(Enum):
     OWNED = "owned"  # the user's own price per GPU-hour
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by identity: caches are keyed by it
 class Gpu:
     """One accelerator as software sees it. Bytes, FLOP/s and bytes/s; None is unknown, never zero."""
 
@@ -40,7 +40,7 @@ class Gpu:
     notes: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by identity: caches are keyed by it
 class Node:
     """The machine one offer rents. None is unknown."""
 

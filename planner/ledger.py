@@ -6,9 +6,10 @@ Peak memory is the maximum over phases of the lines alive in them, never the sum
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class Device(Enum):
 
 class Phase(Enum):
     """Moments of a run at which a device may be fullest."""
+
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
 
     START = "start"  # the engine is built
     FORWARD = "forward"  # end of the last layer's forward
@@ -53,9 +56,12 @@ class Certainty(Enum):
 class Item(Enum):
     """Every line a ledger may hold: its label, and its section of docs/explanation/memory-model.md."""
 
+    __hash__ = object.__hash__
+
     WEIGHTS = ("trainable weights", "W1")
     FROZEN = ("frozen weights", "W2")
     QUANTIZED = ("frozen weights, NF4", "W3")
+    SCALES = ("NF4 scales", "W3")
     DEQUANTIZED = ("dequantisation buffer", "W4")
     GATHERED = ("gathered parameters", "W5")
     PERSISTENT = ("persistent parameters", "W6")
@@ -105,6 +111,12 @@ class Entry:
     why: str
     certainty: Certainty = Certainty.EXACT
     source: str = ""
+    upper: int = 0  # upper bound where it differs from ``bytes``; 0: the same
+
+    @property
+    def upper_bytes(self) -> int:
+        """The bytes that decide what fits."""
+        return max(self.bytes, self.upper)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +191,38 @@ def touched(tensors: Tensors, ranks: int) -> int:
     return int((ends[last] - starts[first]).max())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """What an optimizer keeps per trained element, besides the fp32 master copy, and how DeepSpeed is told about it."""
+
+    name: str
+    state_bytes: float  # per element
+    deepspeed: str | None  # optimizer.type in ds_config.json; None: the training script passes the optimizer
+    source: str
+
+
+ADAMW = Optimizer(
+    name="adamw",
+    state_bytes=8,
+    deepspeed="AdamW",
+    source="two fp32 moments; measured on DeepSpeed 0.19.8 engines",
+)
+
+
+def merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """Nested union of two configurations; the right one wins, and None takes a key away.
+
+    >>> merged({"a": {"x": 1, "z": 0}}, {"a": {"y": 2, "z": None}, "b": 3})
+    {'a': {'x': 1, 'y': 2}, 'b': 3}
+    """
+    union = dict(left)
+    for key, value in right.items():
+        before = union.get(key)
+        union[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return {key: value for key, value in union.items() if value is not None}
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: caches are keyed by ledger
 class Ledger:
     """Memory and work of one rank. A strategy turns one ledger into the next."""
 
@@ -188,30 +231,74 @@ class Ledger:
     computation: Computation
     entries: tuple[Entry, ...] = ()
     work: tuple[Work, ...] = ()  # traffic and optimizer work; forward and backward compute follow from `computation`
-    stage: int = 0  # ZeRO stage the states are partitioned with
-    deepspeed: dict[str, object] = field(default_factory=dict)
+    optimizer: Optimizer = ADAMW
+    stage: int | None = None  # ZeRO stage the state lines are written for; None: not yet written
+    config: tuple[dict[str, Any], ...] = ()  # DeepSpeed keys in the order strategies stated them; `deepspeed` merges
+
+    def _with(
+        self,
+        *,
+        entries: tuple[Entry, ...] | None = None,
+        work: tuple[Work, ...] | None = None,
+        config: tuple[dict[str, Any], ...] | None = None,
+    ) -> Ledger:
+        """`dataclasses.replace` for the three fields that change most: folding is the planner's hot path."""
+        return Ledger(
+            self.trainable,
+            self.frozen,
+            self.computation,
+            self.entries if entries is None else entries,
+            self.work if work is None else work,
+            self.optimizer,
+            self.stage,
+            self.config if config is None else config,
+        )
 
     def without(self, *items: Item) -> Ledger:
         """This ledger less every line of these items."""
-        return replace(self, entries=tuple(e for e in self.entries if e.item not in items))
+        return self._with(entries=tuple(e for e in self.entries if e.item not in items))
 
     def plus(self, *entries: Entry) -> Ledger:
         """This ledger with more lines; lines of no bytes are left out."""
-        return replace(self, entries=self.entries + tuple(e for e in entries if e.bytes))
+        return self._with(entries=self.entries + tuple(e for e in entries if e.bytes))
+
+    def doing(self, *work: Work) -> Ledger:
+        """This ledger with more work; work of no amount is left out."""
+        return self._with(work=self.work + tuple(w for w in work if w.amount))
+
+    def not_doing(self, *names: str) -> Ledger:
+        """This ledger less the work of these names."""
+        return self._with(work=tuple(w for w in self.work if w.name not in names))
+
+    def keys(self, **keys: Any) -> Ledger:
+        """This ledger with more DeepSpeed keys."""
+        return self._with(config=(*self.config, keys))
+
+    @property
+    def deepspeed(self) -> dict[str, Any]:
+        """All keys; sections are merged, later strategies win."""
+        return reduce(merged, self.config, {})
 
     def bytes_of(self, *items: Item, device: Device = Device.GPU) -> int:
         """Bytes of all lines of these items on a device."""
         return sum(e.bytes for e in self.entries if e.item in items and e.device is device)
 
-    def by_phase(self, device: Device) -> dict[Phase, int]:
-        """Bytes alive on a device in each phase."""
-        totals = dict.fromkeys(Phase, 0)
+    def by_phase(self, device: Device, *, upper: bool = False) -> dict[Phase, int]:
+        """Bytes alive on a device in each phase: the point estimate, or the upper bound."""
+        return self._totals[device][upper]
+
+    @cached_property
+    def _totals(self) -> dict[Device, tuple[dict[Phase, int], dict[Phase, int]]]:
+        """For each device: point estimates and upper bounds by phase."""
+        totals = {device: (dict.fromkeys(Phase, 0), dict.fromkeys(Phase, 0)) for device in Device}
         for entry in self.entries:
-            if entry.device is device:
-                for phase in entry.phases:
-                    totals[phase] += entry.bytes
+            point, upper = totals[entry.device]
+            size, most = entry.bytes, entry.upper_bytes
+            for phase in entry.phases:
+                point[phase] += size
+                upper[phase] += most
         return totals
 
-    def peak(self, device: Device) -> int:
+    def peak(self, device: Device, *, upper: bool = False) -> int:
         """Maximum over the phases."""
-        return max(self.by_phase(device).values())
+        return max(self.by_phase(device, upper=upper).values())

@@ -97,6 +97,10 @@ class Attention:
     q_lora_rank: int = 0  # MLA
     kv_lora_rank: int = 0  # MLA
     rope_dim: int = 0  # rotated part of the head; 0: no rotary embedding
+    rope_concat: bool = False  # rotated and passed parts are concatenated though the whole head is rotated (Phi-3)
+    dense_mask: bool = False  # a causal mask is handed to SDPA at any length (Falcon): its flash kernel refuses it
+    eager_only: bool = False  # transformers has no SDPA path for it (BLOOM, MPT, GPT-J)
+    fp32_scores: bool = False  # queries and keys are cast to fp32 before the scores (GPT-J)
     dropout: float = 0.0
 
 
@@ -105,12 +109,14 @@ class Mlp:
     """One block's feed-forward part; ``experts`` above 0 makes it a mixture."""
 
     kind: MlpKind
-    activation: str  # "silu", "gelu" (one fused kernel), "gelu_new" (composite of six operations), "relu"
+    activation: str  # "silu", "gelu" (one fused kernel), "gelu_new" (composite of six operations), "relu",
+    # "gelu_bloom" (own autograd function), "swiglu_clamped" (gpt-oss)
     intermediate: int  # of the dense MLP, or of ONE expert
     experts: int = 0
     experts_per_token: int = 0
     shared_intermediate: int = 0  # of all always-active shared experts together
     router_fp32: bool = False  # the router computes in fp32 on its own copy of the input
+    routing_fp32: bool = False  # fp32 routing weights scale the experts' outputs (Mixtral, DeepSeek); else bf16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,8 @@ from enum import Enum
 class Resource(Enum):
     """What an amount of work is measured in, and what limits it. All amounts are per rank."""
 
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
+
     MATMUL = "matmul"  # FLOPs; `shape` gives (m, n, k) of one call
     ATTENTION = "attention"  # FLOPs of the attention kernel
     MEMORY = "memory"  # bytes read and written in GPU memory by memory-bound kernels
@@ -25,6 +27,8 @@ class Resource(Enum):
 
 class When(Enum):
     """Part of the step the work belongs to."""
+
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
 
     FORWARD = "forward"
     BACKWARD = "backward"

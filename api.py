@@ -1,0 +1,576 @@
+"""The public face: plan, estimate, explain a refusal. Joins strategies and planner; the command line only calls this.
+
+>>> import trainplan
+>>> found = trainplan.estimate("llama-3-8b", gpus="8xa100-80", zero=3, checkpointing="full")
+>>> found.candidate.gpu.fits
+True
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .planner import catalog
+from .planner.candidate import Candidate, Constraint, assess, constraints, step_time
+from .planner.computation import Adapters
+from .planner.errors import InputError, NoPlan
+from .planner.hardware import Node, Offer, Tier
+from .planner.model import Model
+from .planner.models import find_model, load_model
+from .planner.plan import Alternative, Plan, StackRow, cost_document, decision, memory_document, no_plan_document, stack_rows
+from .planner.plan import summary, time_document, warnings_for
+from .planner.emit.deepspeed import ds_config
+from .planner.program import Limits
+from .planner.request import CHEAPEST, DEFAULT_TOKENS, Request
+from .planner.search import Demand, Point, Space, best, closest, explore
+from .planner.transform import Setting
+from .planner.units import GIB, duration, parse_count, parse_duration_s, usd
+from .planner.workload import Method, Precision
+from .strategies.offload_optimizer import GROUPS
+from .strategies.space import NAMES, Choices, families, known_name, one_family
+
+__all__ = ["Estimate", "Refused", "estimate", "load_model", "no_plan", "plan", "request", "why_not"]
+
+Progress = Callable[[str], None]
+FRONTIER_POINTS = 8
+FRONTIER_STEP = 1.5  # each point of the frontier may take this factor less time than the one before
+GBIT_BYTES = 1e9 / 8
+_COUNTED = re.compile(r"([0-9]{1,6})x(.+)")
+
+
+def _silent(_: str) -> None:
+    """No progress."""
+
+
+def parse_gpus(text: str) -> tuple[tuple[str, ...], int | None]:
+    """Names of accelerators, and a count where the user fixed one.
+
+    >>> parse_gpus("a100-80,h100"), parse_gpus("8xa100-80"), parse_gpus("any")
+    ((('a100-80', 'h100'), None), (('a100-80',), 8), (('any',), None))
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    counted = [_COUNTED.fullmatch(part) for part in parts]
+    if not parts:
+        raise InputError("--gpus: empty; allowed are names, a count x name, or any; for example a100-80,h100 or 8xa100-80")
+    if any(counted) and len(parts) > 1:
+        raise InputError(f"--gpus {text}: a fixed count goes with one type; write for example --gpus 8xa100-80")
+    if counted[0]:
+        number = int(counted[0][1])
+        if number < 1:
+            raise InputError(f"--gpus {text}: zero GPUs; allowed is 1 or more; write for example 8xa100-80")
+        return (catalog.find_gpu(counted[0][2]).name,), number
+    if "any" in (part.lower() for part in parts):
+        return ("any",), None
+    return tuple(dict.fromkeys(catalog.find_gpu(part).name for part in parts)), None
+
+
+def request(**options: Any) -> Request:
+    """A request from what a user gives: numbers or text such as "2B" and "14d"; None is "not given".
+
+    Raises:
+        InputError: a value that cannot be read.
+    """
+    given = {key: value for key, value in options.items() if value is not None and value != ()}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        values |= _option(key, value)
+    return Request(**values, given=frozenset(values))
+
+
+def _option(key: str, value: Any) -> dict[str, Any]:
+    """One option under its name in Request."""
+    if key == "gpus":
+        names, number = parse_gpus(str(value))
+        return {"gpus": names} | ({"gpu_count": number} if number else {})
+    if key in ("tokens", "seq_len", "global_batch") and isinstance(value, str):
+        return {key: parse_count(value, where=f"--{key.replace('_', '-')}")}
+    if key == "deadline":
+        return {"deadline_s": parse_duration_s(value, where="--deadline") if isinstance(value, str) else float(value)}
+    if key == "price":
+        return {"price_usd_per_gpu_hour": float(value)}
+    if key == "tier":
+        return {"tier": Tier(value)}
+    if key == "method":
+        names = (value,) if isinstance(value, str | Method) else tuple(value)
+        return {"methods": tuple(Method(name) for name in names)}
+    if key in ("require", "forbid"):
+        names = (value,) if isinstance(value, str) else tuple(value)
+        return {key: tuple(known_name(name, where=f"--{key}") for name in names)}
+    return {key: value}
+
+
+def _choices(wanted: Request) -> Choices:
+    """The strategies' part of a request, all methods: those not allowed are shown as alternatives."""
+    return Choices(
+        methods=tuple(Method),
+        require=wanted.require,
+        forbid=wanted.forbid,
+        adapters=Adapters(rank=wanted.lora_rank, targets=wanted.lora_targets),
+    )
+
+
+def _offers(wanted: Request) -> tuple[Offer, ...]:
+    """Priced nodes of a request, with what the user adds to the catalog.
+
+    Raises:
+        InputError: the catalog has none.
+    """
+    if wanted.price_usd_per_gpu_hour is not None:
+        return (_own_machines(wanted, wanted.gpus[0], wanted.price_usd_per_gpu_hour),)
+    found = catalog.select_offers(wanted.gpus, tier=wanted.tier, cloud=wanted.cloud, region=wanted.region)
+    if not found:
+        what = " ".join(filter(None, (",".join(wanted.gpus), wanted.tier.value, wanted.cloud, wanted.region)))
+        raise InputError(
+            f"offers: the catalog has none for {what}; see trainplan offers list; state your own price with --price USD_PER_GPU_HOUR"
+        )
+    return tuple(replace(offer, node=_completed(offer.node, wanted)) for offer in found)
+
+
+def _own_machines(wanted: Request, gpu: str, price: float) -> Offer:
+    per_node = wanted.gpus_per_node or min(8, wanted.gpu_count or 8)
+    offer = catalog.owned_offer(catalog.find_gpu(gpu), gpus_per_node=per_node, usd_per_gpu_hour=price)
+    return replace(offer, node=_completed(offer.node, wanted))
+
+
+def _completed(node: Node, wanted: Request) -> Node:
+    """What the user states fills what the catalog does not know."""
+    ram, net = wanted.host_memory_gib, wanted.internode_gbps
+    if ram is not None and node.host_memory_bytes is None:
+        node = replace(node, host_memory_bytes=int(ram * GIB))
+    if net is not None and node.internode_bytes_per_s is None:
+        node = replace(node, internode_bytes_per_s=net * GBIT_BYTES)
+    return node
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A request with everything the integer program needs."""
+
+    request: Request
+    model: Model
+    space: Space
+    limits: Limits
+
+    def cheapest(self, method: Method | None = None, limits: Limits | None = None, gpus: int | None = None) -> Any:
+        """The cheapest candidate of a method (or of those allowed), under limits, with exactly so many GPUs."""
+        allowed = (method,) if method else self.request.allowed
+
+        def keep(point: Point, column: Any) -> bool:
+            return point.family.method in allowed and (gpus is None or column.gpus == gpus)
+
+        return best(self.space, limits or self.limits, keep=keep)
+
+    def without_budget(self) -> Limits:
+        """The same limits, any money."""
+        return replace(self.limits, budget_usd=math.inf)
+
+
+def _search(model: Model, wanted: Request, progress: Progress) -> _Search:
+    wanted.check(model)
+    choices = _choices(wanted)
+    precision = Precision(choices.required("precision") or choices.precision)
+    demand = Demand(
+        precision=precision, max_gpus=wanted.max_gpus, gpus=wanted.gpu_count, nodes=wanted.nodes, nvme_path=wanted.nvme_path
+    )
+    space = explore(wanted.workload(model), _offers(wanted), _families(choices, wanted, model), demand, progress)
+    limits = Limits(budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, max_gpus=wanted.max_gpus)
+    return _Search(wanted, model, space, limits)
+
+
+def _families(choices: Choices, wanted: Request, model: Model) -> Any:
+    """All families of all methods; an impossible requirement is an error only for the methods that are allowed."""
+    families(replace(choices, methods=wanted.allowed), model)
+    return families(choices, model)
+
+
+def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | None = None, **options: Any) -> Plan:
+    """The cheapest way to train a model within the request.
+
+    Args:
+        model: catalog name, config.json, folder, hub id, or a loaded model.
+        progress: called with a line of text now and then.
+        wanted: a finished request, instead of options.
+        options: as on the command line: gpus="a100-80", budget=250_000 or "cheapest", method="lora", tokens="2B",
+            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), ...
+
+    Raises:
+        InputError: the request contradicts itself.
+        NoPlan: nothing fits; the message says what is short and the cheapest way out.
+
+    >>> import trainplan
+    >>> trainplan.plan("llama-3-8b", gpus="h100", method="lora").candidate.method.value
+    'lora'
+    """
+    loaded = load_model(model) if isinstance(model, str) else model
+    wanted = wanted or request(**options)
+    search = _search(loaded, wanted, progress)
+    progress(f"{len(search.space.columns)} columns fit in memory; solving")
+    found = _decide(search)
+    if found is None:
+        raise _no_plan(search)
+    candidate, choice = found
+    return Plan(
+        request=wanted,
+        candidate=candidate,
+        certificate=choice.certificate,
+        alternatives=_alternatives(search, candidate),
+        frontier=_frontier(search, candidate),
+        rows=_rows(candidate),
+        dropped=dict(search.space.dropped),
+        warnings=warnings_for(candidate),
+    )
+
+
+def _decide(search: _Search) -> Any:
+    """With an amount as budget the most faithful method that it pays for; else the cheapest of those allowed."""
+    wanted = search.request
+    if isinstance(wanted.budget, str) or wanted.budget is None:
+        return search.cheapest()
+    return next((found for method in wanted.allowed if (found := search.cheapest(method))), None)
+
+
+def _rows(candidate: Candidate) -> tuple[StackRow, ...]:
+    node = candidate.offer.node
+    return stack_rows(candidate, lambda ledger: step_time(ledger, candidate.setting, node).step_s)
+
+
+def _alternatives(search: _Search, chosen: Candidate) -> tuple[Alternative, ...]:
+    """Cheapest of each method; half and twice the GPUs."""
+    limits, rows = search.without_budget(), []
+    for method in Method:
+        found = search.cheapest(method, limits)
+        allowed = method in search.request.allowed
+        note = "" if found else _why_none(search, method)
+        rows.append(Alternative(label=f"cheapest {method.value}", candidate=found[0] if found else None, note=note if allowed else note or "not asked for"))
+    for label, gpus in (("half the GPUs", chosen.gpus // 2), ("twice the GPUs", chosen.gpus * 2)):
+        found = search.cheapest(chosen.method, limits, gpus) if gpus and gpus <= search.request.max_gpus else None
+        rows.append(Alternative(label=label, candidate=found[0] if found else None, note="" if found else "nothing fits memory and deadline"))
+    return tuple(rows)
+
+
+def _why_none(search: _Search, method: Method) -> str:
+    found = closest(search.space, search.without_budget(), (method,))
+    return f"{found[1].constraint} short by {_short(found[1])}" if found else "no strategy is left"
+
+
+def _short(shortage: Any) -> str:
+    if shortage.constraint == "budget":
+        return usd(shortage.short)
+    return duration(shortage.short) if shortage.constraint == "deadline" else f"{shortage.short:,.1f} GiB"
+
+
+def _frontier(search: _Search, chosen: Candidate) -> tuple[Candidate, ...]:
+    """Cheapest plans of the chosen method under ever shorter deadlines (epsilon-constraint)."""
+    limits, points = replace(search.without_budget(), deadline_s=math.inf), []
+    while len(points) < FRONTIER_POINTS:
+        found = search.cheapest(chosen.method, limits)
+        if found is None:
+            break
+        points.append(found[0])
+        limits = replace(limits, deadline_s=found[0].cost.hours * 3600 / FRONTIER_STEP)
+    return tuple(points)
+
+
+class _NoPlanFound(NoPlan):
+    """A NoPlan with its JSON document."""
+
+    def __init__(self, message: str, document: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.document = document
+
+
+def no_plan(error: NoPlan) -> dict[str, Any]:
+    """The JSON document of a NoPlan."""
+    return getattr(error, "document", {"status": "no_plan", "message": str(error)})
+
+
+def _no_plan(search: _Search) -> NoPlan:
+    """What is short by how much, and the cheapest change of the request that helps."""
+    nearest = closest(search.space, search.limits, search.request.allowed)
+    outs = _ways_out(search)
+    if nearest is None:
+        reasons = "; ".join(f"{reason} ({number})" for reason, number in search.space.dropped.most_common(3)) or "no candidate at all"
+        message = f"no plan: every candidate was dropped: {reasons}"
+    else:
+        candidate, short = nearest
+        message = (
+            f"no plan: the closest is {candidate.gpus} x {candidate.offer.node.gpu.name} with {candidate.method.value}, "
+            f"{'+'.join(n for n in candidate.stack.names if n in NAMES and n.startswith(('zero', 'offload', 'checkpoint')))}: {short.constraint} of {_limit(short)} is short by {_short(short)}"
+        )
+    message += "; " + ("ways out: " + "; ".join(out["text"] for out in outs) if outs else "no single change of the request helps; try another --gpus")
+    document = no_plan_document(search.request, message, nearest[0] if nearest else None, outs, dict(search.space.dropped))
+    return _NoPlanFound(message, document)
+
+
+def _limit(short: Any) -> str:
+    if short.constraint == "budget":
+        return usd(short.limit)
+    return duration(short.limit) if short.constraint == "deadline" else f"{short.limit:,.1f} GiB"
+
+
+def _ways_out(search: _Search) -> list[dict[str, Any]]:
+    """Single changes of the request that admit a plan, cheapest first."""
+    outs = []
+    trials: list[tuple[str, Method | None, Limits]] = [
+        ("without the budget", None, search.without_budget()),
+        ("without the deadline", None, replace(search.limits, deadline_s=math.inf)),
+        *((f"with --method {m.value}", m, search.limits) for m in Method if m not in search.request.allowed),
+    ]
+    for label, method, limits in trials:
+        found = search.cheapest(method, limits)
+        if found:
+            c = found[0]
+            text = f"{label}: {usd(c.cost.usd)} in {duration(c.cost.hours * 3600)} on {c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
+            outs.append({"change": label, "text": text, **summary(c)})
+    return sorted(outs, key=lambda out: out["cost_usd"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One fixed configuration: memory, time, cost."""
+
+    request: Request
+    candidate: Candidate
+    rows: tuple[StackRow, ...]
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """All constraints, held or not."""
+        r = self.request
+        return constraints(self.candidate, budget_usd=r.budget_usd, deadline_s=r.deadline_s, max_gpus=r.max_gpus)
+
+    @property
+    def ds_config(self) -> dict[str, Any]:
+        """DeepSpeed's configuration."""
+        return ds_config(self.candidate.ledger, self.candidate.setting)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        c = self.candidate
+        return {
+            "schema_version": 1,
+            "status": "estimated",
+            "configuration": decision(c),
+            "memory": memory_document(c),
+            "time": time_document(c),
+            "cost": cost_document(c),
+            "constraints": [x.text() for x in self.constraints],
+            "warnings": list(warnings_for(c)),
+            "ds_config": self.ds_config,
+        }
+
+
+def estimate(
+    model: str | Model, *, gpus: str = "", zero: int = 3, micro_batch: int = 1, method: str | Method = "full", checkpointing: str | int = "none",
+    offload_optimizer: str | None = None, offload_ratio: float = 1.0, offload_parameters: str | None = None, wanted: Request | None = None,
+    **options: Any,
+) -> Estimate:  # fmt: skip
+    """How much, how long, what it costs, and whether it fits, for one configuration.
+
+    Args:
+        model: as in `plan`.
+        gpus: a fixed count, "8xa100-80".
+        zero: ZeRO stage.
+        micro_batch: sequences per GPU and micro-step.
+        method: full, lora or qlora.
+        checkpointing: "none", "full", or how many layers; "-offload" appended keeps checkpoints on the host ("full-offload").
+        offload_optimizer: "cpu" or "nvme".
+        offload_ratio: share of the optimizer on the host.
+        offload_parameters: "cpu" or "nvme".
+        wanted: a finished request, instead of gpus and options.
+        options: as in `plan`.
+
+    Raises:
+        InputError: the configuration is illegal or contradicts itself.
+    """
+    loaded = load_model(model) if isinstance(model, str) else model
+    chosen = wanted or request(gpus=gpus, method=method, **options)
+    layers, on_host = _checkpointed(checkpointing, loaded)
+    facts = {
+        "zero_stage": zero, "offload_optimizer": offload_optimizer, "offload_parameters": offload_parameters,
+        "partial_share": bool(offload_optimizer) and offload_ratio < 1, "checkpointing": ("host" if on_host else "gpu") if layers else None,
+    }  # fmt: skip
+    return _fixed(loaded, chosen, facts, layers=layers, groups=_groups(offload_ratio), micro_batch=micro_batch)
+
+
+def _groups(ratio: float) -> int:
+    if not (isinstance(ratio, int | float) and 0 < ratio <= 1):
+        raise InputError(f"--offload-ratio: out of range, got {ratio!r}; allowed is above 0 up to 1; for example 0.6")
+    return max(1, round(ratio * GROUPS))
+
+
+def _checkpointed(text: str | int, model: Model) -> tuple[int, bool]:
+    """Layers, and whether checkpoints go to the host."""
+    word = str(text).strip().lower()
+    on_host = word.endswith("-offload")
+    word = word.removesuffix("-offload")
+    if word in ("none", "full"):
+        return (model.layers if word == "full" else 0), on_host
+    if not word.isdigit() or not 0 <= int(word) <= model.layers:
+        raise InputError(f"--checkpointing: not a number of layers, got {text!r}; allowed are none, full, or 0 to {model.layers}; -offload may follow")
+    return int(word), on_host
+
+
+def _fixed(model: Model, wanted: Request, facts: dict[str, Any], *, layers: int, groups: int, micro_batch: int, offer: Offer | None = None) -> Estimate:
+    """Assess one configuration on the cheapest offer whose nodes the count fills.
+
+    Raises:
+        InputError: no machine, or a batch that does not divide.
+    """
+    if wanted.gpu_count is None:
+        raise InputError(f"--gpus {','.join(wanted.gpus)}: no count; an estimate needs one, for example --gpus 8x{wanted.gpus[0]}")
+    wanted.check(model)
+    method = wanted.methods[0] if wanted.methods else Method.FULL
+    machine = offer or _machine(wanted, wanted.gpu_count)
+    setting = _setting(model, wanted, machine, wanted.gpu_count, micro_batch)
+    family = one_family(facts, replace(_choices(wanted), methods=(method,)), model)
+    stack = family.at(layers, groups)
+    refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
+    if refusals:
+        raise InputError(f"strategies: {refusals[0]}; choose another")
+    candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+    return Estimate(request=wanted, candidate=candidate, rows=_rows(candidate))
+
+
+def _setting(model: Model, wanted: Request, offer: Offer, gpus: int, micro_batch: int) -> Setting:
+    nodes = gpus // offer.node.gpus
+    if not 1 <= micro_batch <= 2**16 or wanted.sequences % (micro_batch * gpus):
+        fits = max(1, round(wanted.sequences / (micro_batch * gpus))) * max(1, micro_batch) * gpus
+        raise InputError(
+            f"global batch {wanted.sequences} is not micro-batch {micro_batch} x {gpus} GPUs x n; use for example --global-batch {fits}"
+        )
+    return Setting(
+        workload=wanted.workload(model), nodes=nodes, ranks_per_node=offer.node.gpus, micro_batch=micro_batch, nvme_path=wanted.nvme_path
+    )
+
+
+def _machine(wanted: Request, gpus: int) -> Offer:
+    """The cheapest offer whose nodes make up the count; an unpriced machine of that size where there is none.
+
+    Raises:
+        InputError: several nodes are needed and no offer's network is known.
+    """
+    try:
+        found = _offers(wanted)
+    except InputError:
+        if wanted.cloud or wanted.region or "tier" in wanted.given:
+            raise
+        found = ()
+    fitting = [o for o in found if gpus % o.node.gpus == 0 and (gpus == o.node.gpus or o.node.internode_bytes_per_s is not None)]
+    if not fitting:
+        sizes = sorted({o.node.gpus for o in found})
+        raise InputError(
+            f"--gpus {gpus}x{wanted.gpus[0]}: no offer makes up that count (nodes of {', '.join(map(str, sizes)) or 'none'}; several nodes need a known network); "
+            f"state your own machines with --price, --gpus-per-node and --internode-gbps"
+        )
+    return min(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """Why a choice is not the plan."""
+
+    estimate: Estimate | None
+    broken: tuple[Constraint, ...]
+    illegal: str
+    remedy: Candidate | None
+    dearer_usd: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        return {
+            "schema_version": 1,
+            "status": "refused" if self.broken or self.illegal else "admitted",
+            "illegal": self.illegal,
+            "broken": [{"constraint": c.name, "short": c.short, "unit": c.unit, "text": c.text()} for c in self.broken],
+            "configuration": decision(self.estimate.candidate) if self.estimate else None,
+            "dearer_usd": self.dearer_usd,
+            "cheapest_change": summary(self.remedy) if self.remedy else None,
+        }
+
+
+def why_not(
+    model: Model, wanted: Request, chosen: dict[str, Any], *, num_gpus: int | None = None, zero: int | None = None, micro_batch: int | None = None,
+    method: str | None = None, gpu: str | None = None, offload_optimizer: str | None = None, offload_parameters: str | None = None,
+    checkpointing: str | None = None,
+) -> Refused:  # fmt: skip
+    """Which constraint rejects a choice, by how much, and the cheapest change that would admit it.
+
+    Args:
+        model: the plan's model.
+        wanted: the plan's request.
+        chosen: the plan's decision, for everything the choice leaves open.
+        num_gpus: GPUs instead; the rest likewise.
+
+    Raises:
+        InputError: the choice cannot be expressed at all.
+    """
+    gpus = num_gpus or int(chosen["gpus"])
+    asked = replace(
+        wanted, gpus=(catalog.find_gpu(gpu).name,) if gpu else (str(chosen["gpu"]),), gpu_count=gpus, nodes=None,
+        methods=(Method(method or chosen["method"]),), max_gpus=max(wanted.max_gpus, gpus),
+    )  # fmt: skip
+    facts, layers, on_host = _facts_like(chosen, zero, offload_optimizer, offload_parameters, checkpointing, model)
+    facts["checkpointing"] = ("host" if on_host else "gpu") if layers else None
+    size = micro_batch or _fitting_micro_batch(asked, gpus, int(chosen["micro_batch"]))
+    groups = _groups(chosen.get("offload_ratio") or 1.0)
+    try:
+        found = _fixed(model, asked, facts, layers=layers, groups=groups, micro_batch=size)
+    except InputError as error:
+        return Refused(estimate=None, broken=(), illegal=str(error), remedy=_remedy(model, asked, zero), dearer_usd=None)
+    limits = constraints(found.candidate, budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, max_gpus=wanted.max_gpus)
+    broken = tuple(c for c in limits if not c.holds)
+    dearer = found.candidate.cost.usd - float(chosen["cost_usd"])
+    return Refused(estimate=found, broken=broken, illegal="", remedy=_remedy(model, asked, zero) if broken else None, dearer_usd=dearer)
+
+
+def _fitting_micro_batch(asked: Request, gpus: int, preferred: int) -> int:
+    share = asked.sequences // gpus if asked.sequences % gpus == 0 else 1
+    return preferred if share % preferred == 0 else 1
+
+
+def _facts_like(
+    chosen: dict[str, Any], zero: int | None, optimizer: str | None, parameters: str | None, checkpointing: str | None, model: Model
+) -> tuple[dict[str, Any], int, bool]:
+    """The decision's stack with the asked changes; a changed stage drops offload that the stage cannot have."""
+    names = [str(n) for n in chosen["strategies"]]
+    stage = int(chosen["zero_stage"]) if zero is None else zero
+    before = {fact: value for fact, value in (NAMES[n] for n in names if n in NAMES)}
+    on_cpu = optimizer or before.get("offload_optimizer")
+    layers, on_host = int(chosen["checkpointed_layers"]), before.get("checkpointing") == "host"
+    if checkpointing is not None:
+        layers, on_host = _checkpointed(checkpointing, model)
+    if stage == 0 and not optimizer:
+        on_cpu = None
+    held = parameters or (before.get("offload_parameters") if stage == 3 else None)
+    partial = stage == 3 and on_cpu == "cpu" and 0 < float(chosen.get("offload_ratio") or 1.0) < 1
+    facts = {
+        "zero_stage": stage, "offload_optimizer": None if on_cpu == "none" else on_cpu, "offload_parameters": None if held == "none" else held,
+        "partial_share": partial,
+    }  # fmt: skip
+    return facts, layers, on_host
+
+
+def _remedy(model: Model, asked: Request, zero: int | None) -> Candidate | None:
+    """The cheapest plan that keeps what was asked: first GPUs and stage, then GPUs alone."""
+    for require in ((f"zero-{zero}",) if zero is not None else (), ()):
+        try:
+            search = _search(model, replace(asked, require=tuple(dict.fromkeys((*asked.require, *require)))), _silent)
+            found = search.cheapest()
+        except InputError:
+            continue
+        if found:
+            return found[0]
+    return None
+
+
+def note_of(reference: str) -> str:
+    """What a short name was taken to mean."""
+    return find_model(reference).note
+
+
+_ = (CHEAPEST, DEFAULT_TOKENS, Tier)

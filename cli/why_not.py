@@ -1,0 +1,37 @@
+"""`trainplan why-not PLAN --num-gpus 8 --zero 2`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.command(name="why-not")
+@click.argument("plan")
+@click.option("--num-gpus", type=click.IntRange(1, 2**17), help="So many GPUs instead.")
+@click.option("--gpu", help="Another type instead.")
+@click.option("--zero", type=click.IntRange(0, 3), help="This ZeRO stage instead.")
+@click.option("--micro-batch", type=click.IntRange(1, 65536), help="This micro-batch instead.")
+@click.option("--method", type=click.Choice(("full", "lora", "qlora")), help="This method instead.")
+@click.option("--offload-optimizer", type=click.Choice(("none", "cpu", "nvme")), help="Optimizer there instead.")
+@click.option("--offload-parameters", type=click.Choice(("none", "cpu", "nvme")), help="Parameters there instead.")
+@click.option("--checkpointing", help="none, full, or so many layers instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON document alone.")
+def command(plan: str, as_json: bool, **choice: Any) -> None:
+    """Say which constraint rejects a choice, by how much, and the cheapest change that would admit it.
+
+    PLAN is a plan.json or the folder that holds it; what the choice leaves open stays as planned.
+    """
+    import json
+
+    from ..api import why_not
+    from ..planner.errors import InputError
+    from ..planner.planfile import model_of, read_plan, request_of
+    from ..planner.report.text import refused_text
+
+    if all(value is None for value in choice.values()):
+        raise InputError("why-not: no choice to judge; give at least one of --num-gpus, --gpu, --zero, --micro-batch, --method, --offload-..., --checkpointing")
+    document = read_plan(plan)
+    found = why_not(model_of(document), request_of(document), document["decision"], **choice).to_dict()
+    click.echo(json.dumps(found, indent=2) if as_json else refused_text(found))

@@ -1,0 +1,171 @@
+"""A priced machine, a node count, a stack and a micro-batch, folded to a ledger, seconds and dollars: exact, for one point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .computation import Computation
+from .compute import compute_work
+from .cost import Cost, run_cost
+from .evaluate import evaluate
+from .hardware import Node, Offer
+from .ledger import Ledger
+from .memory import GpuMemory, StoreMemory, gpu_memory, host_memory, nvme_memory
+from .model import Model
+from .time import Buckets, PartTime, StepTime, compute_sums, price, price_parts
+from .transform import Setting, Stack
+from .units import GIB, gib
+from .work import Work
+from .workload import Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to run the job, with everything that is known about it."""
+
+    offer: Offer
+    stack: Stack
+    method: Method
+    zero_stage: int
+    setting: Setting
+    ledger: Ledger
+    gpu: GpuMemory
+    host: StoreMemory
+    nvme: StoreMemory
+    time: StepTime
+    cost: Cost
+
+    @property
+    def gpus(self) -> int:
+        """Data-parallel ranks, all of them paid for."""
+        return self.setting.world_size
+
+    @property
+    def fits(self) -> bool:
+        """Whether GPU, host RAM and NVMe all hold at their upper bounds."""
+        return self.gpu.fits and self.host.fits and self.nvme.fits
+
+    @property
+    def layers(self) -> int:
+        """Layers checkpointed."""
+        return self.ledger.computation.checkpointed_layers
+
+
+def assess(offer: Offer, stack: Stack, setting: Setting, *, method: Method, zero_stage: int) -> Candidate:
+    """Fold, price and bill one point."""
+    ledger = evaluate(stack, setting)
+    time = step_time(ledger, setting, offer.node)
+    return Candidate(
+        offer=offer,
+        stack=stack,
+        method=method,
+        zero_stage=zero_stage,
+        setting=setting,
+        ledger=ledger,
+        gpu=gpu_memory(ledger, offer.node.gpu, setting.world_size),
+        host=host_memory(ledger, offer.node, setting.ranks_per_node),
+        nvme=nvme_memory(ledger, offer.node, setting.ranks_per_node),
+        time=time,
+        cost=run_cost(setting.workload, offer, setting.nodes, time.step_s),
+    )
+
+
+def all_work(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
+    """Compute of one micro-step, and the traffic and updates that the strategies added."""
+    return (
+        *compute_work(setting.model, ledger.computation, setting.workload.seq_len, setting.micro_batch),
+        *ledger.work,
+    )
+
+
+def step_time(ledger: Ledger, setting: Setting, node: Node) -> StepTime:
+    """Seconds of one optimizer step, with every term."""
+    return price(
+        all_work(ledger, setting), node, nodes=setting.nodes, ranks_per_node=setting.ranks_per_node,
+        gradient_accumulation_steps=setting.gradient_accumulation_steps, precision=ledger.computation.precision,
+    )  # fmt: skip
+
+
+def step_parts(ledger: Ledger, computation: Computation, setting: Setting, node: Node) -> tuple[PartTime, ...]:
+    """The parts of the step as lower bounds, for the integer program.
+
+    Args:
+        ledger: gives traffic and updates.
+        computation: gives compute; the ledger's own, or a leaner one for a lower bound.
+        setting: ranks and batch.
+        node: the machine.
+    """
+    return price_parts(
+        ledger.work, node, nodes=setting.nodes, ranks_per_node=setting.ranks_per_node,
+        gradient_accumulation_steps=setting.gradient_accumulation_steps, precision=computation.precision,
+        given=_compute_sums(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def _compute_sums(model: Model, computation: Computation, seq_len: int, micro_batch: int, node: Node) -> Buckets:
+    work = compute_work(model, computation, seq_len, micro_batch)
+    return compute_sums(work, node, ranks_per_node=node.gpus, precision=computation.precision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """One constraint of a candidate: what it needs, what there is."""
+
+    name: str
+    needs: float
+    limit: float | None  # None: unknown
+    unit: str
+    holds: bool
+
+    @property
+    def short(self) -> float:
+        """How much is missing; 0 where it holds or nothing is known."""
+        return 0.0 if self.limit is None else max(0.0, self.needs - self.limit)
+
+    def text(self) -> str:
+        """One line for people."""
+        limit = "unknown" if self.limit is None else self._amount(self.limit)
+        verdict = (
+            "holds" if self.holds else (f"short by {self._amount(self.short)}" if self.limit is not None else "unknown")
+        )
+        return f"{self.name}: needs {self._amount(self.needs)}, has {limit}, {verdict}"
+
+    def _amount(self, value: float) -> str:
+        return {"GiB": lambda: gib(value * GIB), "USD": lambda: f"${value:,.2f}", "h": lambda: f"{value:,.1f} h"}.get(
+            self.unit, lambda: f"{value:,.0f} {self.unit}"
+        )()
+
+
+def constraints(candidate: Candidate, *, budget_usd: float, deadline_s: float, max_gpus: int) -> tuple[Constraint, ...]:
+    """Every constraint of the program, for one candidate, tightest kind first: memory, then time and money."""
+    gpu, host, nvme = candidate.gpu, candidate.host, candidate.nvme
+
+    def store(name: str, memory: StoreMemory) -> Constraint:
+        limit = None if memory.capacity_bytes is None else memory.capacity_bytes / GIB
+        return Constraint(name=name, needs=memory.upper_bound_bytes / GIB, limit=limit, unit="GiB", holds=memory.fits)
+
+    hours = candidate.cost.hours
+    return (
+        Constraint(
+            name=f"gpu_memory[{gpu.fullest.value}]",
+            needs=gpu.upper_bound_bytes / GIB,
+            limit=gpu.capacity_bytes / GIB,
+            unit="GiB",
+            holds=gpu.fits,
+        ),
+        store("host_memory", host),
+        store("nvme", nvme),
+        Constraint(
+            name="max_gpus", needs=candidate.gpus, limit=max_gpus, unit="GPUs", holds=candidate.gpus <= max_gpus
+        ),
+        Constraint(name="deadline", needs=hours, limit=deadline_s / 3600, unit="h", holds=hours * 3600 <= deadline_s),
+        Constraint(
+            name="budget",
+            needs=candidate.cost.usd,
+            limit=budget_usd,
+            unit="USD",
+            holds=candidate.cost.usd <= budget_usd,
+        ),
+    )

@@ -1,0 +1,375 @@
+"""What one GPU computes in one micro-step: every matrix multiplication by its shape, attention, memory-bound bytes.
+
+Symbols: T = s*b tokens, h hidden size, f MLP intermediate size, V vocabulary, k checkpointed layers.
+
+Conventions: a multiplication of (m, k) by (k, n) is 2*m*n*k FLOPs. Two small parts of the work are left out: the input
+gradients that autograd skips in front of the first adapter (they are counted), and convolutions of state-space blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from .computation import AttentionImplementation, Computation, effective_attention
+from .model import Attention, AttentionKind, Block, Mlp, MlpKind, Model, NormStyle, Parameter, ParameterKind, StateSpace
+from .work import Resource, When, Work
+
+MATMULS = "matrix multiplications"
+INPUT_GRADIENTS = "input gradients"
+WEIGHT_GRADIENTS = "weight gradients"
+ATTENTION = "attention"
+ELEMENTWISE = "norms, activations and residuals"
+LOSS = "cross-entropy"
+DEQUANTISATION = "NF4 dequantisation"
+LAUNCHES = "kernel launches"
+RECOMPUTE = "recompute of checkpointed layers"
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """Bytes read and written per element, and kernels, of one composite operation in forward and in backward."""
+
+    forward_bytes: float
+    backward_bytes: float
+    forward_kernels: int
+    backward_kernels: int
+
+
+# Bytes and kernels of transformers' own modelling code: reads + writes of every aten operation that is neither a view
+# nor a multiplication, for bf16 activations. Source: traced on torch 2.13.0 and transformers 5.23.0 (Llama, Qwen3,
+# Gemma, StarCoder2, GPT-2, OPT and Mixtral; one layer = difference of two depths).
+NORMS = {
+    NormStyle.RMS: Elementwise(36, 92, 8, 16),  # per element of the normed tensor; composed of small operations
+    NormStyle.RMS_FP32: Elementwise(40, 104, 8, 16),
+    NormStyle.LAYER: Elementwise(4, 6, 1, 1),  # one fused kernel
+}
+ACTIVATIONS = {"gelu_new": Elementwise(36, 56, 8, 12)}  # a composite of eight operations
+FUSED_ACTIVATION = Elementwise(4, 6, 1, 1)
+GATE_PRODUCT = Elementwise(6, 12, 1, 2)  # activation(gate) * up
+RESIDUAL = Elementwise(6, 6, 1, 1)
+FAN_OUT = Elementwise(0, 6, 0, 1)  # gradients of one input used by two projections are summed
+DROPOUT = Elementwise(5, 5, 1, 1)
+ROTARY = Elementwise(20, 32, 5, 8)  # per element of q or of k
+BIAS = Elementwise(0, 2, 0, 1)  # the bias is added by the multiplication itself; its gradient is a sum
+ADAPTER = Elementwise(10, 10, 2, 3)  # scaling of an adapter's output and its sum with the base output
+ROUTING = Elementwise(26, 88, 22, 30)  # gather, weigh and scatter one routed token's hidden state
+EAGER_SCORES = Elementwise(28, 28, 6, 6)  # scale, mask, cast, softmax, cast; per score
+SOFT_CAP = Elementwise(12, 14, 3, 3)
+CROSS_ENTROPY = Elementwise(14, 22, 2, 3)  # cast to fp32, log-softmax, loss; per logit
+EMBEDDING = Elementwise(4, 4, 1, 1)
+STATE_SCAN = Elementwise(24, 48, 8, 16)  # per element of T x inner x state; assumed, no published trace was found
+
+# NF4: half a byte and one fp32 constant per 64 weights are read, two bytes written. Source: bitsandbytes 0.50.2,
+# functional.dequantize_4bit with the default block size.
+DEQUANTISE_BYTES = 0.5 + 4 / 64 + 2
+
+# Rows of one expert from which a grouped multiplication runs at a dense one's rate: one output tile (CUTLASS default).
+GROUP_ROWS = 128
+
+# Multiplications in the flash kernel's backward pass, in units of one Q K^T or one P V: S again, dQ and dK over the
+# head size of q and k, dP and dV over that of v. Source: Dao 2023, arXiv:2307.08691, algorithm 2 (2.5 x forward).
+FLASH_BACKWARD_QK = 3
+FLASH_BACKWARD_V = 2
+
+
+def _matmul(name: str, shape: tuple[int, int, int], when: When, count: float = 1.0) -> Work:
+    m, n, k = shape
+    return Work(name=name, resource=Resource.MATMUL, amount=2.0 * m * n * k * count, when=when, shape=shape)
+
+
+def _linear(tokens: int, fan_in: int, fan_out: int, *, trained: bool, count: float = 1.0) -> Iterator[Work]:
+    """y = x W: forward, dX = dY W^T and, where W is trained, dW = X^T dY."""
+    yield _matmul(MATMULS, (tokens, fan_out, fan_in), When.FORWARD, count)
+    yield _matmul(INPUT_GRADIENTS, (tokens, fan_in, fan_out), When.BACKWARD, count)
+    if trained:
+        yield _matmul(WEIGHT_GRADIENTS, (fan_out, fan_in, tokens), When.BACKWARD, count)
+
+
+def _elementwise(
+    cost: Elementwise, elements: float, *, name: str = ELEMENTWISE, kernels: float = 1.0
+) -> Iterator[Work]:
+    """Memory traffic and launches of ``cost`` over so many elements, in ``kernels`` separate calls."""
+    for when, amount, launches in (
+        (When.FORWARD, cost.forward_bytes, cost.forward_kernels),
+        (When.BACKWARD, cost.backward_bytes, cost.backward_kernels),
+    ):
+        yield Work(name=name, resource=Resource.MEMORY, amount=amount * elements, when=when)
+        yield Work(name=LAUNCHES, resource=Resource.LAUNCH, amount=launches * kernels, when=when)
+
+
+def _launches(forward: float, backward: float) -> Iterator[Work]:
+    yield Work(name=LAUNCHES, resource=Resource.LAUNCH, amount=forward, when=When.FORWARD)
+    yield Work(name=LAUNCHES, resource=Resource.LAUNCH, amount=backward, when=When.BACKWARD)
+
+
+def _weight(parameter: Parameter, block: Block, tokens: int, computation: Computation) -> Iterator[Work]:
+    """Work of one weight of a layer, its adapter and its dequantisation included."""
+    full = computation.adapters is None and not computation.quantized
+    if parameter.kind is ParameterKind.LINEAR:
+        yield from _linear(tokens, parameter.fan_in, parameter.fan_out, trained=full)
+        yield from _launches(1, 2 if full else 1)
+        if computation.quantized:
+            yield from _dequantisation(parameter)
+    elif parameter.kind is ParameterKind.EXPERTS and len(parameter.shape) == 3 and block.mlp is not None:
+        yield from _experts(parameter, block.mlp, tokens, trained=full)
+    elif parameter.kind is ParameterKind.BIAS and full:
+        yield from _elementwise(BIAS, tokens * parameter.numel)
+    elif _is_router(parameter, block):
+        yield from _linear(tokens, parameter.shape[1], parameter.shape[0], trained=full)
+
+
+def _is_router(parameter: Parameter, block: Block) -> bool:
+    """A router held as a bare tensor (experts, hidden)."""
+    mlp = block.mlp
+    return mlp is not None and mlp.experts > 0 and len(parameter.shape) == 2 and parameter.shape[0] == mlp.experts
+
+
+def _experts(parameter: Parameter, mlp: Mlp, tokens: int, *, trained: bool) -> Iterator[Work]:
+    """Grouped multiplication: each token goes through ``experts_per_token`` of the experts, spread evenly."""
+    experts, fan_out, fan_in = parameter.shape
+    rows = tokens * mlp.experts_per_token
+    each = max(1, rows // experts)
+    # groups that fill whole tiles share the GPU as one tall matrix would; smaller ones are bound by their weights
+    height = rows if each >= GROUP_ROWS else each
+    yield from _linear(height, fan_in, fan_out, trained=trained, count=rows / height)
+    yield from _launches(1, 2 if trained else 1)
+
+
+def _dequantisation(parameter: Parameter) -> Iterator[Work]:
+    """The weight is expanded to 16 bits in front of each multiplication: once forward, once backward."""
+    cost = Elementwise(DEQUANTISE_BYTES, DEQUANTISE_BYTES, 1, 1)
+    yield from _elementwise(cost, parameter.numel, name=DEQUANTISATION)
+
+
+def _adapters(block: Block, tokens: int, computation: Computation) -> Iterator[Work]:
+    """LoRA: x A B beside each adapted weight, both trained."""
+    if computation.adapters is None:
+        return
+    rank = computation.adapters.rank
+    for weight in computation.adapters.adapted(block):
+        yield from _linear(tokens, weight.fan_in, rank, trained=True)
+        yield from _linear(tokens, rank, weight.fan_out, trained=True)
+        yield from _launches(2, 4)
+        yield from _elementwise(ADAPTER, tokens * weight.fan_out)
+        if computation.adapters.dropout:
+            yield from _elementwise(DROPOUT, tokens * weight.fan_in)
+
+
+def attended_keys(seq_len: int, window: int = 0) -> float:
+    """Keys a query meets on average under a causal mask, with or without a sliding window.
+
+    Formula: (s + 1) / 2; with a window w < s the first w queries see (w + 1) / 2, the others w.
+
+    >>> attended_keys(4), attended_keys(4, window=2)  # (1 + 2 + 3 + 4) / 4 and (1 + 2 + 2 + 2) / 4
+    (2.5, 1.75)
+    """
+    if not window or window >= seq_len:
+        return (seq_len + 1) / 2
+    return window - window * (window - 1) / (2 * seq_len)
+
+
+def _value_dim(attention: Attention) -> int:
+    return attention.value_dim or attention.head_dim
+
+
+def _flash(attention: Attention, tokens: int, seq_len: int) -> Iterator[Work]:
+    """One kernel: 2 T keys a (d_qk + d_v) FLOPs forward; ``shape`` is (queries, most keys, head size)."""
+    pairs = 2.0 * tokens * attended_keys(seq_len, attention.window) * attention.heads
+    qk, v = attention.head_dim, _value_dim(attention)
+    shape = (seq_len, min(seq_len, attention.window or seq_len), qk)
+    for when, flops in (
+        (When.FORWARD, pairs * (qk + v)),
+        (When.BACKWARD, pairs * (FLASH_BACKWARD_QK * qk + FLASH_BACKWARD_V * v)),
+    ):
+        yield Work(name=ATTENTION, resource=Resource.ATTENTION, amount=flops, when=when, shape=shape)
+    yield from _launches(1, 1)
+
+
+def _eager(attention: Attention, tokens: int, seq_len: int) -> Iterator[Work]:
+    """Materialised scores: two batched multiplications over the full square and the softmax's passes over it."""
+    rows = tokens * attention.heads  # batched: the tiles of all heads share the GPU, as those of one tall matrix would
+    for inner, outer in ((attention.head_dim, seq_len), (seq_len, _value_dim(attention))):
+        yield _matmul(ATTENTION, (rows, outer, inner), When.FORWARD)
+        yield _matmul(ATTENTION, (rows, inner, outer), When.BACKWARD)
+        yield _matmul(ATTENTION, (rows, min(inner, outer), max(inner, outer)), When.BACKWARD)
+    scores = float(tokens) * seq_len * attention.heads
+    yield from _launches(2, 4)
+    yield from _elementwise(EAGER_SCORES, scores, name=ATTENTION)
+    if attention.soft_cap:
+        yield from _elementwise(SOFT_CAP, scores, name=ATTENTION)
+
+
+def _attention(attention: Attention, hidden: int, tokens: int, seq_len: int, *, eager: bool) -> Iterator[Work]:
+    """Mixing of tokens, the rotary embedding, and the sums of gradients at the shared input."""
+    yield from (_eager if eager else _flash)(attention, tokens, seq_len)
+    rotated_keys = attention.kv_heads if attention.kind is AttentionKind.SOFTMAX else 1  # MLA rotates one shared key
+    if attention.rope_dim:
+        yield from _elementwise(ROTARY, tokens * attention.rope_dim * (attention.heads + rotated_keys), kernels=2)
+    if not attention.fused_qkv:
+        yield from _elementwise(FAN_OUT, 2 * tokens * hidden, kernels=2)
+
+
+def _mlp(mlp: Mlp, hidden: int, tokens: int) -> Iterator[Work]:
+    """Activations of the feed-forward part; its weights are listed with the others."""
+    rows = tokens * (mlp.experts_per_token if mlp.experts else 1)
+    elements = rows * mlp.intermediate + tokens * mlp.shared_intermediate
+    yield from _elementwise(ACTIVATIONS.get(mlp.activation, FUSED_ACTIVATION), elements)
+    if mlp.kind is MlpKind.GATED:
+        yield from _elementwise(GATE_PRODUCT, elements)
+        yield from _elementwise(FAN_OUT, tokens * hidden)
+    if mlp.experts:
+        yield from _elementwise(ROUTING, rows * hidden)
+
+
+def _state_space(ssm: StateSpace, tokens: int) -> Iterator[Work]:
+    """Selective scan, bound by memory."""
+    yield from _elementwise(STATE_SCAN, float(tokens) * ssm.inner * ssm.state)
+
+
+def _frame(block: Block, hidden: int, tokens: int) -> Iterator[Work]:
+    """Norms over the hidden size, residual sums and dropouts of one layer."""
+    yield from _elementwise(NORMS[block.norm], block.norms * tokens * hidden, kernels=block.norms)
+    yield from _elementwise(RESIDUAL, 2 * tokens * hidden, kernels=2)
+    if block.hidden_dropout:
+        yield from _elementwise(DROPOUT, 2 * tokens * hidden, kernels=2)
+    attention = block.attention
+    if attention is not None and attention.qk_norm:
+        width = (attention.heads + attention.kv_heads) * attention.head_dim
+        yield from _elementwise(NORMS[block.norm], tokens * width, kernels=2)
+
+
+def _layer_work(block: Block, hidden: int, computation: Computation, seq_len: int, tokens: int) -> Iterator[Work]:
+    """All work of one layer, forward and backward."""
+    for parameter in block.parameters:
+        yield from _weight(parameter, block, tokens, computation)
+    yield from _adapters(block, tokens, computation)
+    yield from _frame(block, hidden, tokens)
+    if block.attention is not None:
+        eager = computation.attention is AttentionImplementation.EAGER
+        yield from _attention(block.attention, hidden, tokens, seq_len, eager=eager)
+    if block.mlp is not None:
+        yield from _mlp(block.mlp, hidden, tokens)
+    if block.ssm is not None:
+        yield from _state_space(block.ssm, tokens)
+
+
+def _head_work(model: Model, computation: Computation, tokens: int) -> Iterator[Work]:
+    """Embedding, final norm, lm_head (tied or not) and the loss."""
+    full = computation.adapters is None
+    matrices = [p for p in (*model.embedding, *model.head) if p.kind is ParameterKind.LINEAR]
+    for parameter in matrices:
+        yield from _linear(tokens, parameter.fan_in, parameter.fan_out, trained=full)
+    if model.tied:
+        yield from _linear(tokens, model.hidden, model.vocab, trained=full)
+    yield from _launches(1 + len(matrices), 2 + 2 * len(matrices))
+    yield from _elementwise(NORMS[model.final_norm], tokens * model.hidden)
+    yield from _elementwise(EMBEDDING, tokens * model.hidden)
+    if full:
+        table = Elementwise(0, 2, 0, 1)  # the embedding's gradient is written densely
+        yield from _elementwise(table, model.vocab * model.hidden)
+    yield from _elementwise(CROSS_ENTROPY, float(tokens) * model.vocab, name=LOSS)
+
+
+def _merged(parts: Iterable[tuple[Iterable[Work], float]]) -> tuple[Work, ...]:
+    """Add up work of one name, resource, part and shape; each part is (work, how often)."""
+    totals: dict[tuple[object, ...], float] = {}
+    first: dict[tuple[object, ...], Work] = {}
+    for works, times in parts:
+        for work in works:
+            key = (work.name, work.resource, work.when, work.shape)
+            totals[key] = totals.get(key, 0.0) + work.amount * times
+            first.setdefault(key, work)
+    return tuple(
+        Work(name=work.name, resource=work.resource, amount=totals[key], when=work.when, shape=work.shape)
+        for key, work in first.items()
+        if totals[key]
+    )
+
+
+def _last_projection(block: Block, tokens: int) -> Iterator[Work]:
+    """The multiplication a recomputation need not repeat: nothing after it is saved for the backward pass.
+
+    Non-reentrant checkpointing stops once every saved tensor is back, and a projection saves its input only. A dropout,
+    a norm or a mixture of experts behind the last projection saves more and forces it to run.
+
+    Source:
+        torch 2.13.0 utils/checkpoint.py, ``set_checkpoint_early_stop`` (default on); seen with FlopCounterMode on
+        Llama (0.75 of a layer's forward, down_proj being 0.25 of it), GPT-2 and OPT (1.00).
+    """
+    mlp = block.mlp
+    if mlp is None or mlp.experts or block.hidden_dropout or block.post_norm or block.norms > 2:
+        return
+    for parameter in reversed(block.parameters):
+        if parameter.kind is ParameterKind.LINEAR and parameter.fan_in == mlp.intermediate:
+            yield _matmul(MATMULS, (tokens, parameter.fan_out, parameter.fan_in), When.FORWARD)
+            return
+
+
+@lru_cache(maxsize=4096)
+def _layers(
+    model: Model, computation: Computation, seq_len: int, micro_batch: int
+) -> tuple[dict[int, tuple[Work, ...]], dict[int, tuple[Work, ...]], tuple[Work, ...]]:
+    """Work of each distinct layer, of its recomputation (both by the block's id), and of the rest of the model."""
+    tokens = seq_len * micro_batch
+    chosen = replace(computation, attention=effective_attention(model, computation.attention))
+    whole: dict[int, tuple[Work, ...]] = {}
+    again: dict[int, tuple[Work, ...]] = {}
+    for block, _ in model.distinct_blocks:
+        works = _merged(((_layer_work(block, model.hidden, chosen, seq_len, tokens), 1.0),))
+        forward = (w for w in works if w.when is When.FORWARD)
+        repeated = _merged(((forward, 1.0), (_last_projection(block, tokens), -1.0)))
+        whole[id(block)] = works
+        again[id(block)] = tuple(replace(w, name=RECOMPUTE, when=When.BACKWARD) for w in repeated)
+    return whole, again, _merged(((_head_work(model, chosen, tokens), 1.0),))
+
+
+@lru_cache(maxsize=65536)
+def compute_work(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> tuple[Work, ...]:
+    """Work of ONE micro-step's forward and backward on one rank; linear in the number of checkpointed layers.
+
+    Args:
+        model: what is trained.
+        computation: method, kernels and k, the first k layers being recomputed in the backward pass.
+        seq_len: s, tokens of one sequence.
+        micro_batch: b, sequences of one micro-step.
+
+    Returns:
+        FLOPs, bytes and kernel counts; none is ``once`` or ``side``.
+    """
+    kept = replace(computation, checkpointed_layers=0, checkpoints_on_host=False, loss_chunk=0)
+    whole, again, rest = _layers(model, kept, seq_len, micro_batch)
+    checkpointed: dict[int, int] = {}
+    for block in model.blocks[: computation.checkpointed_layers]:
+        checkpointed[id(block)] = checkpointed.get(id(block), 0) + 1
+    parts: list[tuple[Iterable[Work], float]] = [(rest, 1.0)]
+    parts += [(whole[id(block)], float(count)) for block, count in model.distinct_blocks]
+    parts += [(again[key], float(count)) for key, count in checkpointed.items()]
+    return _merged(parts)
+
+
+def _active(block: Block) -> float:
+    """Parameters of one layer that one token meets."""
+    mlp = block.mlp
+    share = mlp.experts_per_token / mlp.experts if mlp is not None and mlp.experts else 1.0
+    return sum(p.numel * (share if p.kind is ParameterKind.EXPERTS else 1.0) for p in block.parameters)
+
+
+@lru_cache(maxsize=1024)
+def model_flops_per_token(model: Model, seq_len: int) -> float:
+    """FLOPs per token that MFU counts: forward and backward, no recomputation, attention as a full square.
+
+    Formula: 6 N + 12 L a d s (= 6 N + 12 L h s where a d = h), with N all parameters a token meets: embeddings and, of
+    a mixture, the experts it is routed to.
+
+    Source:
+        Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B; the same formula prints the MFU of llm-foundry's
+        tables (mosaicml/llm-foundry 8c8dd48f, scripts/train/benchmarking/README.md).
+    """
+    outside = sum(p.numel for p in (*model.embedding, *model.head))
+    inside = sum(_active(block) * count for block, count in model.distinct_blocks)
+    width = sum(
+        b.attention.heads * b.attention.head_dim * n for b, n in model.distinct_blocks if b.attention is not None
+    )
+    return 6.0 * (outside + inside) + 12.0 * width * seq_len

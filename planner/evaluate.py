@@ -1,0 +1,100 @@
+"""From a stack in a setting to the complete ledger: state lines from the fold, activation lines from the computation."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from .activations import LayerSums, certainty, constant_bytes, head_saved_bytes, layer_sums, loss_bytes
+from .computation import Computation
+from .ledger import ALWAYS, BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
+from .model import Model
+from .overheads import overhead
+from .states import baseline, replicated
+from .transform import Setting, Stack, fold
+from .units import GIB
+
+COMPUTING = (Phase.FORWARD, Phase.LOSS, *BACKWARDS)
+SAVED_PHASES = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
+
+
+def evaluate(stack: Stack, setting: Setting) -> Ledger:
+    """Fold the stack and add every line that follows from what is computed."""
+    return complete(fold(baseline(setting), stack, setting), setting)
+
+
+def complete(folded: Ledger, setting: Setting) -> Ledger:
+    """Add to a folded ledger what no strategy writes: activations, the process, state lines where ZeRO did not."""
+    if folded.stage is None:
+        folded = replicated(folded, setting)
+    workload = setting.workload
+    lines = activation_entries(setting.model, folded.computation, workload.seq_len, setting.micro_batch)
+    return folded.plus(*lines, *_host_entries(folded, setting))
+
+
+@lru_cache(maxsize=65536)
+def activation_entries(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> tuple[Entry, ...]:
+    """Lines §A1-§A7 for one micro-batch.
+
+    The logits are charged at the larger of the loss's forward and backward. In the recompute phase only checkpoints and
+    one segment are alive; at the end of the backward pass only the first layer.
+    """
+    sums = layer_sums(model, computation, seq_len, micro_batch)
+    loss = loss_bytes(model, computation, seq_len, micro_batch)
+    head = head_saved_bytes(model, computation, seq_len, micro_batch)
+    constant = constant_bytes(model, computation, seq_len, micro_batch)
+    known = certainty(model)
+    where = Device.HOST if computation.checkpoints_on_host else Device.GPU
+    k, kept = computation.checkpointed_layers, model.layers - computation.checkpointed_layers
+    tokens = f"{micro_batch} x {seq_len:,} tokens"
+
+    def line(item: Item, size: int, phases: tuple[Phase, ...], why: str, device: Device = Device.GPU) -> Entry:
+        return Entry(item, device, size, phases, why, known, "traced models, torch 2.13.0, transformers 5.23.0")
+
+    return (
+        line(Item.SAVED, sums.saved_bytes, SAVED_PHASES, f"{kept} layers, {tokens}"),
+        line(
+            Item.CHECKPOINTS,
+            sums.checkpoint_bytes,
+            (*SAVED_PHASES, Phase.RECOMPUTE),
+            f"inputs of {k} layers, {tokens}",
+            where,
+        ),
+        line(
+            Item.SEGMENT, sums.segment_bytes, (Phase.RECOMPUTE,), f"one recomputed layer and its temporaries, {tokens}"
+        ),
+        line(Item.TRANSIENT, sums.transient_bytes, (Phase.BACKWARD,), f"backward of one layer, {tokens}"),
+        line(Item.SEGMENT, sums.first_layer_bytes, (Phase.BACKWARD_END,), f"first layer and its temporaries, {tokens}"),
+        line(Item.HEAD, head, (Phase.FORWARD, Phase.LOSS), tokens),
+        line(Item.LOGITS, max(loss.forward, loss.backward), (Phase.LOSS,), f"vocabulary {model.vocab:,}, {tokens}"),
+        line(Item.CONSTANTS, constant, COMPUTING, tokens),
+    )
+
+
+def _host_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
+    """The process itself, and the model on its way to the GPU.
+
+    Without ZeRO-3 every rank reads the whole 16-bit model into its own memory; with it rank 0 of a node does; 4-bit
+    models go to the GPU shard by shard.
+
+    Source:
+        DeepSpeed 0.19.8 engine.py _configure_distributed_model; transformers 5.23.0 integrations/deepspeed.py; issues
+        huggingface/transformers#24964, deepspeedai/DeepSpeed#3125.
+    """
+    process = overhead("host_process")
+    size = ledger.computation.precision.bytes * setting.model.parameter_count
+    loading = -(-size // setting.ranks_per_node) if ledger.stage == 3 else size
+    if ledger.computation.quantized:
+        loading = min(loading, LARGEST_SHARD_BYTES)
+    return (
+        Entry(
+            Item.PROCESS, Device.HOST, round(process.point * GIB), ALWAYS, "one training process", Certainty.ASSUMED,
+            process.source, round(process.upper * GIB),
+        ),
+        Entry(Item.LOADING, Device.HOST, loading, (Phase.START,), "16-bit weights read before they reach the GPU", Certainty.ASSUMED),
+    )  # fmt: skip
+
+
+LARGEST_SHARD_BYTES = (
+    5 * 10**9
+)  # transformers saves shards of 5 GB unless told otherwise (save_pretrained, max_shard_size)
+__all__ = ["LayerSums", "activation_entries", "evaluate"]

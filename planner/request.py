@@ -1,0 +1,207 @@
+"""What the user asked for, after parsing and with every default filled in and named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .errors import InputError
+from .hardware import Tier
+from .model import Model
+from .units import DAY_S, count, duration, usd
+from .workload import Method, Precision, Workload
+
+DEFAULT_TOKENS = 1_000_000_000
+DEFAULT_SEQ_LEN = 4096
+DEFAULT_BATCH_TOKENS = 2**20  # about 1M tokens per optimizer step
+DEFAULT_DEADLINE_S = 30 * DAY_S
+DEFAULT_MAX_GPUS = 1024
+LARGEST = {
+    "tokens": 10**15,
+    "seq_len": 2**24,
+    "global_batch": 2**20,
+    "max_gpus": 2**17,
+    "nodes": 2**14,
+    "lora_rank": 4096,
+}
+CHEAPEST = "cheapest"  # --budget without a value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Every choice a plan depends on; None is "not given" and gets its default in `complete`."""
+
+    gpus: tuple[str, ...] = ("any",)
+    gpu_count: int | None = None
+    nodes: int | None = None
+    max_gpus: int = DEFAULT_MAX_GPUS
+    cloud: str | None = None
+    region: str | None = None
+    tier: Tier = Tier.ON_DEMAND
+    price_usd_per_gpu_hour: float | None = None
+    gpus_per_node: int | None = None  # of the user's own machines
+    host_memory_gib: float | None = None  # of a node, where the catalog does not know it
+    internode_gbps: float | None = None  # Gbit/s of a node, where the catalog does not know it
+    tokens: int = DEFAULT_TOKENS
+    seq_len: int = DEFAULT_SEQ_LEN
+    global_batch: int | None = None
+    deadline_s: float = DEFAULT_DEADLINE_S
+    budget: float | str | None = None  # dollars, CHEAPEST, or none
+    methods: tuple[Method, ...] = ()
+    require: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    lora_rank: int = 16
+    lora_targets: tuple[str, ...] = ()
+    nvme_path: str = "/local_nvme"
+    given: frozenset[str] = field(default_factory=frozenset)  # names the user set
+
+    @property
+    def sequences(self) -> int:
+        """Global batch in sequences; by default the power of two nearest to 2^20 tokens."""
+        if self.global_batch is not None:
+            return self.global_batch
+        return 2 ** max(0, round(math.log2(max(1.0, DEFAULT_BATCH_TOKENS / self.seq_len))))
+
+    @property
+    def budget_usd(self) -> float:
+        """Dollars, infinite where there is no limit."""
+        return float(self.budget) if isinstance(self.budget, int | float) else math.inf
+
+    @property
+    def allowed(self) -> tuple[Method, ...]:
+        """Methods in order of faithfulness: as given; any under --budget; else full fine-tuning only."""
+        if self.methods:
+            return tuple(m for m in Method if m in self.methods)
+        return tuple(Method) if self.budget is not None else (Method.FULL,)
+
+    def workload(self, model: Model) -> Workload:
+        """The job itself."""
+        return Workload(model=model, tokens=self.tokens, seq_len=self.seq_len, global_batch=self.sequences)
+
+    def check(self, model: Model) -> None:
+        """Numbers in range, and consistent.
+
+        Raises:
+            InputError: all problems at once.
+        """
+        problems = [p for p in (*self._ranges(), *self._contradictions(model)) if p]
+        if problems:
+            raise InputError("; ".join(problems))
+
+    def _ranges(self) -> list[str]:
+        found = []
+        for name, largest in LARGEST.items():
+            value = self.sequences if name == "global_batch" else getattr(self, name)
+            if value is not None and not 1 <= value <= largest:
+                found.append(f"--{name.replace('_', '-')}: out of range, got {value:,}; allowed are 1 to {largest:,}")
+        for name, largest_float in (("price_usd_per_gpu_hour", 1e4), ("host_memory_gib", 1e6), ("internode_gbps", 1e6)):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= largest_float:
+                flag = name.removesuffix("_usd_per_gpu_hour").replace("_", "-")
+                found.append(f"--{flag}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}")
+        if isinstance(self.budget, int | float) and not 0 < self.budget <= 1e12:
+            found.append(f"--budget: out of range, got {self.budget:g}; allowed is above 0 up to 1e12 dollars")
+        return found
+
+    def _contradictions(self, model: Model) -> list[str]:
+        found = []
+        if model.max_positions and self.seq_len > model.max_positions:
+            found.append(
+                f"--seq-len {self.seq_len:,}: {model.name} has positions for {model.max_positions:,} tokens; use at most that many"
+            )
+        if self.gpu_count and self.gpu_count > self.max_gpus:
+            found.append(
+                f"--gpus {self.gpu_count}x...: more than --max-gpus {self.max_gpus}; raise --max-gpus or ask for fewer"
+            )
+        if self.gpu_count and self.sequences % self.gpu_count:
+            near = max(1, round(self.sequences / self.gpu_count)) * self.gpu_count
+            found.append(
+                f"--global-batch {self.sequences}: not micro-batch x {self.gpu_count} GPUs x n; use for example --global-batch {near}"
+            )
+        if self.price_usd_per_gpu_hour is not None and self.gpus == ("any",):
+            found.append("--price: needs to know your GPUs, got --gpus any; name one type with --gpus")
+        if self.price_usd_per_gpu_hour is not None and len(self.gpus) > 1:
+            found.append(f"--price: one price for {len(self.gpus)} GPU types; name one type with --gpus")
+        if self.price_usd_per_gpu_hour is not None and (self.cloud or self.region or "tier" in self.given):
+            found.append("--price: your own machines have no cloud, region or tier; drop --cloud, --region and --tier")
+        if self.tokens < self.seq_len * self.sequences and "tokens" in self.given:
+            found.append(
+                f"--tokens {self.tokens:,}: less than one global batch of {self.sequences} x {self.seq_len:,}; lower --global-batch"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, for plan.json."""
+        document = asdict(self)
+        document["tier"] = self.tier.value
+        document["methods"] = [m.value for m in self.methods]
+        document["given"] = sorted(self.given)
+        document["require"], document["forbid"] = list(self.require), list(self.forbid)
+        document["gpus"], document["lora_targets"] = list(self.gpus), list(self.lora_targets)
+        return document
+
+    def assumptions(self, model: Model, precision: Precision, optimizer: str) -> list[dict[str, str]]:
+        """What was filled in for the user, and what was theirs."""
+        rows = (
+            ("tokens", count(self.tokens), "tokens"),
+            ("sequence length", f"{self.seq_len:,} tokens, every batch full (packed)", "seq_len"),
+            (
+                "global batch",
+                f"{self.sequences:,} sequences = {count(self.sequences * self.seq_len)} tokens",
+                "global_batch",
+            ),
+            ("deadline", duration(self.deadline_s), "deadline_s"),
+            ("budget", usd(self.budget_usd) if math.isfinite(self.budget_usd) else "no limit", "budget"),
+            ("precision", precision.value, "precision"),
+            ("optimizer", optimizer, "optimizer"),
+            ("tier", self.tier.value, "tier"),
+            ("GPUs at most", f"{self.max_gpus:,}", "max_gpus"),
+            (
+                "adapters (LoRA, QLoRA)",
+                f"rank {self.lora_rank} on {', '.join(self.lora_targets) or 'every linear layer'}",
+                "lora_rank",
+            ),
+        )
+        return [
+            {"name": name, "value": text, "from": "you" if key in self.given else "default"} for name, text, key in rows
+        ]
+
+
+def request_from(document: Mapping[str, Any], *, where: str) -> Request:
+    """Read the request of a plan file; it is untrusted.
+
+    Raises:
+        InputError: keys are missing, unknown or of a wrong type.
+    """
+    try:
+        values = dict(document)
+        values["tier"] = Tier(values["tier"])
+        values["methods"] = tuple(Method(m) for m in values["methods"])
+        values["given"] = frozenset(str(x) for x in values["given"])
+        for key in ("gpus", "require", "forbid", "lora_targets"):
+            values[key] = tuple(str(x) for x in values[key])
+        request = Request(**values)
+        _check_types(request)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: its request cannot be read, {error}; plan again with this version of trainplan"
+        ) from error
+    return request
+
+
+def _check_types(request: Request) -> None:
+    """Numbers are numbers; a bool is none."""
+    whole = ("max_gpus", "tokens", "seq_len", "lora_rank")
+    for name in (*whole, "gpu_count", "nodes", "global_batch", "gpus_per_node"):
+        value = getattr(request, name)
+        if (value is None and name not in whole) or type(value) is int:
+            continue
+        raise ValueError(f"{name} is {value!r}, not a whole number")
+    for name in ("price_usd_per_gpu_hour", "host_memory_gib", "internode_gbps", "deadline_s"):
+        value = getattr(request, name)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+        ):
+            raise ValueError(f"{name} is {value!r}, not a number")

@@ -1,0 +1,442 @@
+"""From amounts of work to seconds: one rate per resource, overlap of side streams, one step.
+
+    compute = max(kernels, launches)
+    part    = compute + max(side - overlap * compute, interference * collectives)    forward, backward of a micro-step
+    step    = gas * (forward + backward) + once
+
+Every rate is a datasheet peak times a share from configs/efficiency.toml. Work at the optimizer step hides behind
+nothing. What runs on side streams is added up, as if one stream did it: a cautious choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+from .efficiency import architecture_key, figure, value
+from .hardware import Gpu, Node
+from .network import COLLECTIVES, collective_s
+from .work import Resource, When, Work
+from .workload import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class TimeTerm:
+    """One term of a step's time: all of it, and the part that nothing hides."""
+
+    name: str
+    seconds_per_step: float
+    exposed_s: float
+    limited_by: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """One optimizer step of one rank; all ranks run alike."""
+
+    forward_s: float  # per micro-step
+    backward_s: float  # per micro-step, without what happens once per step
+    gradient_accumulation_steps: int
+    boundary_s: float  # once per step: last reductions, optimizer, gather of updated weights
+    terms: tuple[TimeTerm, ...]
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one optimizer step."""
+        return self.gradient_accumulation_steps * (self.forward_s + self.backward_s) + self.boundary_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: the shape cache is keyed by it
+class Rates:
+    """What one rank achieves: peaks times measured shares."""
+
+    matmul_flop_per_s: float  # of a large multiplication
+    element_bytes: int
+    tile: float
+    smallest_tile: float
+    half_k: float
+    wave_tiles: float
+    attention_flop_per_s: float  # of a long sequence
+    half_keys: float
+    memory_bytes_per_s: float
+    launch_s: float
+    overlap_share: float
+    interference_share: float
+    host_link_bytes_per_s: float
+    host_memory_bytes_per_s: float  # this rank's share of the node
+    nvme_read_bytes_per_s: float
+    nvme_write_bytes_per_s: float
+
+
+def _peak_flop_per_s(gpu: Gpu, precision: Precision) -> float | None:
+    """Datasheet peak of dense multiplications."""
+    return {
+        Precision.BF16: gpu.bf16_flop_per_s,
+        Precision.FP16: gpu.fp16_flop_per_s,
+        Precision.FP32: gpu.fp32_flop_per_s,
+    }[precision]
+
+
+def refusal(gpu: Gpu, precision: Precision) -> str | None:
+    """Why no time can be given, or None."""
+    if _peak_flop_per_s(gpu, precision):
+        return None
+    return f"{gpu.name}: no {precision.value} units, or their rate is unknown; choose another GPU or precision"
+
+
+def host_memory_bytes_per_s(node: Node) -> float:
+    """Bandwidth that CPU optimizers reach in one node: vCPUs x assumed bandwidth per vCPU x measured share."""
+    vcpus = node.vcpus or node.gpus * value("host_memory", "vcpus_per_gpu")
+    return vcpus * value("host_memory", "bytes_per_s_per_vcpu") * value("host_memory", "share")
+
+
+def _nvme_bytes_per_s(node: Node, direction: str) -> float:
+    """Assumed drives of a node, by the generation of its PCIe."""
+    modern = node.gpu.host_link_bytes_per_s > value("nvme", "gen5_above_host_link")
+    return node.gpus * value("nvme", f"{'gen5' if modern else 'gen4'}_{direction}_per_gpu")
+
+
+@lru_cache(maxsize=1024)
+def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
+    """The rates of one rank on a node.
+
+    Raises:
+        ValueError: the GPU has no units for this precision; `refusal` says so beforehand.
+    """
+    gpu = node.gpu
+    peak = _peak_flop_per_s(gpu, precision)
+    if not peak:
+        raise ValueError(refusal(gpu, precision))
+    key = architecture_key(gpu.architecture)
+    ceiling = gpu.matmul_efficiency or value("matmul_ceiling", key)
+    return Rates(
+        matmul_flop_per_s=peak * ceiling * value("matmul_sustained", key),
+        element_bytes=precision.bytes,
+        tile=value("matmul_shape", "tile"),
+        smallest_tile=value("matmul_shape", "smallest_tile"),
+        half_k=value("matmul_shape", "half_k"),
+        wave_tiles=value("matmul_shape", "wave_tiles"),
+        attention_flop_per_s=peak * value("attention", key),
+        half_keys=value("attention_shape", "half_keys"),
+        memory_bytes_per_s=gpu.memory_bandwidth_bytes_per_s * value("memory", "bandwidth"),
+        launch_s=value("launch", "seconds"),
+        overlap_share=value("overlap", "share"),
+        interference_share=value("overlap", "interference"),
+        host_link_bytes_per_s=gpu.host_link_bytes_per_s * value("host_link", "share"),
+        host_memory_bytes_per_s=host_memory_bytes_per_s(node) / ranks_per_node,
+        nvme_read_bytes_per_s=_nvme_bytes_per_s(node, "read") / ranks_per_node,
+        nvme_write_bytes_per_s=_nvme_bytes_per_s(node, "write") / ranks_per_node,
+    )
+
+
+def matmul_share(
+    shape: tuple[int, int, int], *, tile: float, smallest_tile: float, half_k: float, wave_tiles: float
+) -> float:
+    """Share of a large multiplication's rate that (m, n, k) reaches.
+
+    Formula: u(m) u(n) * k / (k + half_k) * tiles / (tiles + wave_tiles), with u(x) = x / (x rounded up to whole tiles;
+    below one tile, to whole smallest tiles) and tiles = ceil(m / tile) ceil(n / tile): partly empty tiles, prologue and
+    epilogue of each tile's loop over k, and the last wave of tiles that fills the multiprocessors half on average.
+
+    >>> round(matmul_share((8192, 8192, 8192), tile=128, smallest_tile=32, half_k=0, wave_tiles=64), 3)
+    0.985
+    >>> matmul_share((16, 192, 1024), tile=128, smallest_tile=32, half_k=0, wave_tiles=0)  # 16 / 32 * 192 / 256
+    0.375
+    """
+    m, n, k = shape
+    tiles = ceil(m / tile) * ceil(n / tile)
+    filled = _filled(m, tile, smallest_tile) * _filled(n, tile, smallest_tile)
+    return filled * k / (k + half_k) * tiles / (tiles + wave_tiles)
+
+
+def _filled(size: int, tile: float, smallest_tile: float) -> float:
+    """u: share of the tiles along one side that holds data."""
+    unit = tile if size > tile else smallest_tile
+    return size / (ceil(size / unit) * unit)
+
+
+@lru_cache(maxsize=65536)
+def matmul_s_per_flop(rate: Rates, shape: tuple[int, int, int]) -> float:
+    """Seconds per FLOP of one shape: the slower of the arithmetic and of reading and writing the three matrices."""
+    m, n, k = shape
+    share = matmul_share(
+        shape, tile=rate.tile, smallest_tile=rate.smallest_tile, half_k=rate.half_k, wave_tiles=rate.wave_tiles
+    )
+    traffic = rate.element_bytes * (m * k + k * n + m * n) / (2.0 * m * n * k)
+    return max(1.0 / (rate.matmul_flop_per_s * share), traffic / rate.memory_bytes_per_s)
+
+
+def attention_s_per_flop(rate: Rates, shape: tuple[int, int, int] | None) -> float:
+    """Seconds per FLOP of the flash kernel, slower where queries meet few keys: keys / (keys + half_keys)."""
+    share = 1.0 if shape is None else shape[1] / (shape[1] + rate.half_keys)
+    return 1.0 / (rate.attention_flop_per_s * share)
+
+
+def _seconds(work: Work, rate: Rates, node: Node, nodes: int, ranks_per_node: int) -> float:
+    """Time of one amount of work with nothing in its way."""
+    match work.resource:
+        case Resource.MATMUL:
+            per_flop = matmul_s_per_flop(rate, work.shape) if work.shape else 1.0 / rate.matmul_flop_per_s
+            return work.amount * per_flop
+        case Resource.ATTENTION:
+            return work.amount * attention_s_per_flop(rate, work.shape)
+        case Resource.MEMORY:
+            return work.amount / rate.memory_bytes_per_s
+        case Resource.LAUNCH:
+            return work.amount * rate.launch_s
+        case Resource.HOST_TO_GPU | Resource.GPU_TO_HOST:
+            return work.amount / rate.host_link_bytes_per_s
+        case Resource.HOST_MEMORY:
+            return work.amount / rate.host_memory_bytes_per_s
+        case Resource.NVME_READ:
+            return work.amount / rate.nvme_read_bytes_per_s
+        case Resource.NVME_WRITE:
+            return work.amount / rate.nvme_write_bytes_per_s
+    return collective_s(
+        work.resource,
+        work.amount,
+        message_bytes=work.message_bytes,
+        nodes=nodes,
+        ranks_per_node=ranks_per_node,
+        node=node,
+    )
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Sums of one part of a step while it is priced."""
+
+    kernels_s: float = 0.0
+    launches_s: float = 0.0
+    side_s: float = 0.0
+    collectives_s: float = 0.0  # of side_s
+    blocking_s: float = 0.0  # neither compute nor on a side stream: nothing hides it, and it hides nothing
+
+    @property
+    def compute_s(self) -> float:
+        """Kernels, or their launches where those take longer."""
+        return max(self.kernels_s, self.launches_s)
+
+
+_MICRO_STEP = (When.FORWARD, When.BACKWARD)
+_GPU_WORK = frozenset((Resource.MATMUL, Resource.ATTENTION, Resource.MEMORY))
+
+
+def _fill(bucket: _Bucket, work: Work, seconds: float) -> None:
+    """Add one amount of work to its part."""
+    if work.resource is Resource.LAUNCH:
+        bucket.launches_s += seconds
+    elif work.side:
+        bucket.side_s += seconds
+        bucket.collectives_s += seconds if work.resource in COLLECTIVES else 0.0
+    elif work.resource in _GPU_WORK:
+        bucket.kernels_s += seconds
+    else:
+        bucket.blocking_s += seconds
+
+
+def exposed_s(side_s: float, collectives_s: float, compute_s: float, *, overlap: float, interference: float) -> float:
+    """Seconds by which side work lengthens its part.
+
+    Formula: max(side - overlap * compute, interference * collectives). Collectives that are hidden still take
+    multiprocessors and memory bandwidth from the kernels they hide behind; copies to the host take neither.
+
+    >>> exposed_s(3.0, 3.0, 2.0, overlap=0.5, interference=0.25)
+    2.0
+    >>> exposed_s(0.5, 0.4, 2.0, overlap=0.5, interference=0.25)
+    0.1
+    """
+    return max(side_s - overlap * compute_s, interference * collectives_s)
+
+
+def _part_s(part: _Bucket, rate: Rates) -> float:
+    """Seconds of one part of a micro-step."""
+    return part.compute_s + part.blocking_s + _exposed_s(part, rate)
+
+
+def _exposed_s(part: _Bucket, rate: Rates) -> float:
+    return exposed_s(
+        part.side_s,
+        part.collectives_s,
+        part.compute_s,
+        overlap=rate.overlap_share,
+        interference=rate.interference_share,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PartTime:
+    """A part of the step: how often it happens, and lower bounds of its seconds whose maximum it is."""
+
+    times: int
+    bounds_s: tuple[float, ...]
+
+
+def _bounds_s(part: _Bucket, rate: Rates) -> tuple[float, ...]:
+    """The maximum of these is `_part_s`; each is linear in the part's work.
+
+    compute + max(side - overlap compute, interference collectives), compute = max(kernels, launches).
+    """
+    return tuple(
+        bound + part.blocking_s
+        for compute in (part.kernels_s, part.launches_s)
+        for bound in (
+            (1 - rate.overlap_share) * compute + part.side_s,
+            compute + rate.interference_share * part.collectives_s,
+        )
+    )
+
+
+def _both(every: _Bucket, once: _Bucket) -> _Bucket:
+    """The last micro-step's part: what every one does and what happens once."""
+    return _Bucket(
+        kernels_s=every.kernels_s + once.kernels_s,
+        launches_s=every.launches_s + once.launches_s,
+        side_s=every.side_s + once.side_s,
+        collectives_s=every.collectives_s + once.collectives_s,
+        blocking_s=every.blocking_s + once.blocking_s,
+    )
+
+
+Buckets = dict[When, _Bucket]
+
+
+def _priced(
+    work: Sequence[Work], rate: Rates, node: Node, nodes: int, ranks_per_node: int, given: Buckets | None = None
+) -> tuple[list[tuple[Work, float]], Buckets, Buckets]:
+    """Each amount's seconds, and their sums by part: in every micro-step (on top of ``given``), and once per step."""
+    timed = [(item, _seconds(item, rate, node, nodes, ranks_per_node)) for item in work]
+    every = {when: _both(given[when], _Bucket()) if given else _Bucket() for when in When}
+    once = {when: _Bucket() for when in When}
+    for item, seconds in timed:
+        _fill((once if item.once or item.when is When.STEP else every)[item.when], item, seconds)
+    return timed, every, once
+
+
+def compute_sums(compute: Sequence[Work], node: Node, *, ranks_per_node: int, precision: Precision) -> Buckets:
+    """Seconds of one micro-step's compute by part, to be shared by all stacks that compute the same."""
+    return _priced(compute, rates(node, ranks_per_node, precision), node, 1, ranks_per_node)[1]
+
+
+def price_parts(
+    work: Sequence[Work],
+    node: Node,
+    *,
+    nodes: int,
+    ranks_per_node: int,
+    gradient_accumulation_steps: int,
+    precision: Precision = Precision.BF16,
+    given: Buckets | None = None,
+) -> tuple[PartTime, ...]:
+    """The step of `price` as parts: sum of times x max(bounds) is its step_s.
+
+    Forward and backward of every micro-step but the last; of the last, with what happens once per step; the update.
+    ``given`` are the sums of compute that ``work`` then leaves out.
+    """
+    rate = rates(node, ranks_per_node, precision)
+    _, every, once = _priced(work, rate, node, nodes, ranks_per_node, given)
+    update = once[When.STEP]
+    return (
+        *(PartTime(gradient_accumulation_steps - 1, _bounds_s(every[when], rate)) for when in _MICRO_STEP),
+        *(PartTime(1, _bounds_s(_both(every[when], once[when]), rate)) for when in _MICRO_STEP),
+        PartTime(1, tuple(c + update.side_s + update.blocking_s for c in (update.kernels_s, update.launches_s))),
+    )
+
+
+def price(
+    work: Sequence[Work],
+    node: Node,
+    *,
+    nodes: int,
+    ranks_per_node: int,
+    gradient_accumulation_steps: int,
+    precision: Precision = Precision.BF16,
+) -> StepTime:
+    """Seconds of one optimizer step from all its work.
+
+    Args:
+        work: of one rank: one micro-step's compute and traffic, and what happens once per step.
+        node: the machine.
+        nodes: n.
+        ranks_per_node: GPUs in use in each.
+        gradient_accumulation_steps: micro-steps per optimizer step.
+        precision: of the multiplications.
+
+    Raises:
+        ValueError: the GPU has no units for the precision (`refusal`), or the network between nodes is unknown.
+    """
+    rate = rates(node, ranks_per_node, precision)
+    timed, every, once = _priced(work, rate, node, nodes, ranks_per_node)
+    last = {when: _both(every[when], once[when]) for when in _MICRO_STEP}
+    forward_s, backward_s = (_part_s(every[when], rate) for when in _MICRO_STEP)
+    update = once[When.STEP]
+    once_s = sum(_part_s(last[when], rate) for when in _MICRO_STEP) - forward_s - backward_s
+    return StepTime(
+        forward_s=forward_s,
+        backward_s=backward_s,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        boundary_s=once_s + update.compute_s + update.side_s + update.blocking_s,
+        terms=_terms(timed, every, {**last, When.STEP: update}, rate, gradient_accumulation_steps, node.gpu),
+    )
+
+
+def _shown(part: _Bucket, rate: Rates, *, hides: bool) -> tuple[float, float]:
+    """Shares of a part's side work and of its launches that lengthen it."""
+    side = 1.0
+    if hides:
+        side = _exposed_s(part, rate) / part.side_s if part.side_s else 0.0
+    launches = max(0.0, part.launches_s - part.kernels_s) / part.launches_s if part.launches_s else 0.0
+    return side, launches
+
+
+def _share(work: Work, shown: tuple[float, float]) -> float:
+    """Share of one amount of work that lengthens its part."""
+    if work.resource is Resource.LAUNCH:
+        return shown[1]
+    return shown[0] if work.side else 1.0
+
+
+def _terms(
+    timed: Sequence[tuple[Work, float]],
+    every: dict[When, _Bucket],
+    last: dict[When, _Bucket],
+    rate: Rates,
+    micro_steps: int,
+    gpu: Gpu,
+) -> tuple[TimeTerm, ...]:
+    """One term per name and resource; the exposed seconds of all terms add up to the step."""
+    usual = {when: _shown(every[when], rate, hides=True) for when in _MICRO_STEP}
+    final = {when: _shown(part, rate, hides=when is not When.STEP) for when, part in last.items()}
+    totals: dict[tuple[str, Resource], list[float]] = {}
+    for work, seconds in timed:
+        total = totals.setdefault((work.name, work.resource), [0.0, 0.0])
+        shown = _share(work, final[work.when])
+        times = 1
+        if not work.once and work.when is not When.STEP:
+            times = micro_steps
+            shown += (micro_steps - 1) * _share(work, usual[work.when])
+        total[0] += seconds * times
+        total[1] += seconds * shown
+    sources = _sources(architecture_key(gpu.architecture))
+    return tuple(
+        TimeTerm(name, total[0], total[1], resource.value, sources[resource])
+        for (name, resource), total in totals.items()
+    )
+
+
+@lru_cache(maxsize=64)
+def _sources(architecture: str) -> dict[Resource, str]:
+    """Where each resource's share was read."""
+    network = figure("collective", "nvlink").source
+    sources = dict.fromkeys(COLLECTIVES, network)
+    sources[Resource.MATMUL] = figure("matmul_sustained", architecture).source
+    sources[Resource.ATTENTION] = figure("attention", architecture).source
+    sources[Resource.MEMORY] = figure("memory", "bandwidth").source
+    sources[Resource.LAUNCH] = figure("launch", "seconds").source
+    sources[Resource.HOST_TO_GPU] = sources[Resource.GPU_TO_HOST] = figure("host_link", "share").source
+    sources[Resource.HOST_MEMORY] = figure("host_memory", "share").source
+    sources[Resource.NVME_READ] = sources[Resource.NVME_WRITE] = figure("nvme", "gen5_read_per_gpu").source
+    return sources

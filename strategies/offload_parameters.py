@@ -1,0 +1,97 @@
+"""Parameter partitions of ZeRO-3 on the host or on NVMe.
+
+Source:
+    Rajbhandari et al. 2021 (arXiv:2104.07857); DeepSpeed 0.19.8 runtime/zero/stage3.py and
+    runtime/swap_tensor/partitioned_param_swapper.py, tensors of real engines walked. Memory model §W1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..planner.ledger import ALWAYS, Device, Entry, Item, Ledger, tensor_partition
+from ..planner.states import largest_module
+from ..planner.transform import Setting
+from ..planner.work import Resource, When, Work
+
+NVME_BUFFER_COUNT = 5  # DeepSpeed 0.19.8 offload_config.py, the default
+BUFFER_ALIGNMENT = 1_000_000  # elements a buffer's size is rounded up to
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadParameters:
+    """Weights leave the GPU and come back layer by layer, in forward and in backward of every micro-step.
+
+    >>> OffloadParameters("cpu").name
+    'offload-parameters-cpu'
+    """
+
+    device: str = "cpu"
+    rank = 61
+
+    @property
+    def name(self) -> str:
+        """As typed after --require."""
+        return f"offload-parameters-{self.device}"
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What the compatibility table may ask about."""
+        return {"offload_parameters": self.device}
+
+    def accepts(self, setting: Setting) -> str | None:
+        """Any setting; the compatibility table names the stages."""
+        return None
+
+    def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
+        """Move the partitions; the pinned per-tensor copies made at start-up are not given back to the system."""
+        e, d = ledger.computation.precision.bytes, setting.world_size
+        size = e * (tensor_partition(ledger.trainable, d) + tensor_partition(ledger.frozen, d))
+        left = ledger.without(Item.WEIGHTS, Item.FROZEN).doing(*_traffic(self.device, size))
+        if self.device == "cpu":
+            return left.plus(
+                Entry(Item.WEIGHTS, Device.HOST, size, ALWAYS, "pinned; start-up holds every tensor's own copy too", upper=2 * size)
+            ).keys(zero_optimization={"offload_param": {"device": "cpu", "pin_memory": True}})
+        return _on_nvme(left, setting, size)
+
+
+def _on_nvme(ledger: Ledger, setting: Setting, size: int) -> Ledger:
+    """No prefetch: 0.19.8 crashes in the second step with it; max_in_cpu 0, so that RAM holds the buffers alone."""
+    e, largest = ledger.computation.precision.bytes, largest_module(setting.model)
+    buffer = -(-(-(-largest // setting.world_size)) // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
+    pinned = NVME_BUFFER_COUNT * buffer * e
+    window = next(x for x in ledger.entries if x.item is Item.GATHERED)
+    keys: dict[str, Any] = {
+        "stage3_prefetch_bucket_size": 0,
+        "offload_param": {
+            "device": "nvme", "nvme_path": setting.nvme_path, "pin_memory": True, "buffer_count": NVME_BUFFER_COUNT,
+            "buffer_size": buffer, "max_in_cpu": 0,
+        },
+    }  # fmt: skip
+    return (
+        ledger.without(Item.GATHERED)
+        .plus(
+            replace(window, why=f"{window.why}; upper bound, since nothing is fetched ahead"),
+            Entry(Item.WEIGHTS, Device.NVME, size, ALWAYS, f"{size:,} B a rank"),
+            Entry(Item.SWAP_BUFFERS, Device.HOST, pinned, ALWAYS, f"{NVME_BUFFER_COUNT} x {e} B x {buffer:,}, pinned", upper=2 * pinned),
+        )
+        .keys(zero_optimization=keys)
+    )
+
+
+def _traffic(device: str, size: int) -> tuple[Work, ...]:
+    """Down the host link (and from NVMe) for forward and for backward; updated weights go back once."""
+    amount = float(size)
+    link = tuple(
+        Work(name=f"parameters from host, {when.value}", resource=Resource.HOST_TO_GPU, amount=amount, when=when, side=True)
+        for when in (When.FORWARD, When.BACKWARD)
+    )
+    if device == "cpu":
+        return link
+    reads = tuple(
+        Work(name=f"parameters from NVMe, {when.value}", resource=Resource.NVME_READ, amount=amount, when=when, side=True)
+        for when in (When.FORWARD, When.BACKWARD)
+    )
+    return (*link, *reads, Work(name="parameters to NVMe", resource=Resource.NVME_WRITE, amount=amount, when=When.STEP, once=True))

@@ -1,0 +1,287 @@
+"""ZeRO stages 0 to 3: what is cut over the data-parallel ranks, with the buffers DeepSpeed really allocates.
+
+Symbols: N trained elements, F frozen elements, e bytes of the training precision, d ranks, B reduce bucket (elements),
+P_touch elements of all tensors that overlap one rank's slice, s largest sub-group, L gathered elements.
+
+Every size written here is also written to ds_config.json, never left to a default: the defaults cost gigabytes.
+
+Source:
+    Rajbhandari et al. 2020 (arXiv:1910.02054); DeepSpeed 0.19.8 runtime/zero/{stage_1_and_2,stage3,partition_parameters}.py,
+    tensors of real engines walked. Memory model §W1-§G7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..planner.ledger import (
+    ALWAYS, BACKWARDS, Device, Entry, Item, Ledger, Phase, Tensors, flat_partition, tensor_partition, touched,
+)  # fmt: skip
+from ..planner.model import Model
+from ..planner.states import (
+    FP32, GRADIENT_ALL_REDUCE, NORM_BYTES, OPTIMIZER_UPDATE, accumulating, in_flight_bytes, largest_module, layer_elements,
+    master_entry, moments_entry, replicated, update_traffic_bytes,
+)  # fmt: skip
+from ..planner.transform import Setting
+from ..planner.work import Resource, When, Work
+
+SMALLEST_BUCKET, LARGEST_BUCKET = 1_000_000, 50_000_000  # elements; below, launch latency rules; above, only memory grows
+PREFETCH_SHARE = 0.9  # of the bucket, as transformers resolves "auto": integrations/deepspeed.py, 0.9 h^2
+PERSISTENCE_PER_HIDDEN = 10  # elements, as transformers resolves "auto": 10 h
+SUB_GROUP_ELEMENTS = 100_000_000  # bounds the fp32 copies of the step; the default 1e9 keeps 6 GB of them
+LIVE_LAYERS = 2  # the layer that computes and the one that is fetched
+DURING_BACKWARD = (*BACKWARDS,)
+
+
+def reduce_bucket_elements(model: Model) -> int:
+    """B: h^2, between 1e6 and 5e7 elements.
+
+    Source:
+        transformers integrations/deepspeed.py resolves "auto" to h^2; bounds: see the constants above.
+    """
+    return min(max(model.hidden**2, SMALLEST_BUCKET), LARGEST_BUCKET)
+
+
+def prefetch_elements(model: Model) -> int:
+    """Elements fetched ahead at a time."""
+    return int(PREFETCH_SHARE * reduce_bucket_elements(model))
+
+
+def live_elements(model: Model) -> int:
+    """stage3_max_live_parameters: two layers, so that one is fetched while one computes."""
+    return LIVE_LAYERS * layer_elements(model)
+
+
+def gathered_elements(ledger: Ledger, model: Model) -> int:
+    """L = min(N + F, live + largest tensor): what the prefetcher keeps gathered from the third step on.
+
+    Source:
+        DeepSpeed 0.19.8 partitioned_param_coordinator.py, measured: live 1e6 -> 1.43e6 gathered, 2e6 -> 2.50e6.
+    """
+    return min(ledger.trainable.total + ledger.frozen.total, live_elements(model) + largest_module(model))
+
+
+def sub_group_elements(tensors: Tensors, ranks: int) -> int:
+    """s: sub-groups close once they hold SUB_GROUP_ELEMENTS, so one may exceed it by its last tensor's partition."""
+    return min(tensor_partition(tensors, ranks), SUB_GROUP_ELEMENTS + -(-tensors.largest // ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """Stage 0 replicates; 1 cuts the optimizer; 2 the gradients too; 3 the parameters too.
+
+    >>> Zero(3).name
+    'zero-3'
+    """
+
+    stage: int
+    rank = 50
+
+    @property
+    def name(self) -> str:
+        """As typed after --require."""
+        return f"zero-{self.stage}"
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What the compatibility table may ask about."""
+        return {"zero_stage": self.stage}
+
+    def accepts(self, setting: Setting) -> str | None:
+        """Any setting; with one rank nothing is cut, but the engine's buffers are still there."""
+        return None
+
+    def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
+        """Cut the states over the ranks."""
+        staged = replace(ledger, stage=self.stage).keys(
+            train_micro_batch_size_per_gpu=setting.micro_batch,
+            gradient_accumulation_steps=setting.gradient_accumulation_steps,
+            gradient_clipping=1.0,
+            zero_optimization={"stage": self.stage},
+        )
+        return (replicated, _stage1, _stage2, _stage3)[self.stage](staged, setting)
+
+
+def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
+    """Whole gradients in .grad; the slice's tensors at the step."""
+    n, e = ledger.trainable.total, ledger.computation.precision.bytes
+    phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else (Phase.BACKWARD_END,)
+    touch = touched(ledger.trainable, setting.world_size)
+    return _flat_states(ledger, setting, bucket_phases=(*phases, *BACKWARDS)).plus(
+        Entry(Item.GRADIENTS, Device.GPU, e * n, phases, f"{e} B x {n:,}, whole until the last micro-step's reduction"),
+        Entry(Item.GRADIENTS, Device.GPU, e * touch, (Phase.STEP,), f"{e} B x P_touch {touch:,}"),
+    ).doing(_reduction(ledger, setting, once=True))  # fmt: skip
+
+
+def _stage2(ledger: Ledger, setting: Setting) -> Ledger:
+    """Tensors that overlap the slice, or an exact fp32 buffer of the slice where that is smaller."""
+    e, d = ledger.computation.precision.bytes, setting.world_size
+    touch, part = touched(ledger.trainable, d), flat_partition(ledger.trainable, d)
+    flat = _flat_states(ledger, setting, bucket_phases=BACKWARDS).doing(_reduction(ledger, setting, once=False))
+    earlier = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
+    if accumulates_fp32(ledger, setting):
+        buffer = Entry(Item.GRADIENTS, Device.GPU, FP32 * part, (*_union(earlier, BACKWARDS), Phase.STEP), f"4 B x slice {part:,}")
+        norm = NORM_BYTES * min(ledger.trainable.largest, part)
+        step = Entry(Item.STEP_TEMPORARIES, Device.GPU, norm, (Phase.STEP,), "fp64 norm of the largest piece; no fp32 copy")
+        return flat.without(Item.STEP_TEMPORARIES).plus(buffer, step).keys(data_types={"grad_accum_dtype": "fp32"})
+    why = f"{e} B x P_touch {touch:,}"
+    return flat.plus(
+        Entry(Item.ACCUMULATED, Device.GPU, e * touch, earlier, why) if earlier else Entry(Item.ACCUMULATED, Device.GPU, 0, (), why),
+        Entry(Item.GRADIENTS, Device.GPU, e * touch, (Phase.BACKWARD_END, Phase.STEP), why),
+    )
+
+
+def accumulates_fp32(ledger: Ledger, setting: Setting) -> bool:
+    """Whether stage 2's compact fp32 buffer is no larger than whole 16-bit tensors: 4 N/d <= e P_touch (1 + [gas > 1])."""
+    e, d = ledger.computation.precision.bytes, setting.world_size
+    if e == FP32:
+        return False
+    generations = 2 if accumulating(setting) else 1
+    return FP32 * flat_partition(ledger.trainable, d) <= e * touched(ledger.trainable, d) * generations
+
+
+def _union(left: tuple[Phase, ...], right: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    return tuple(dict.fromkeys((*left, *right)))
+
+
+def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase, ...]) -> Ledger:
+    """What stages 1 and 2 share: flat weights, one slice of master and states, the double bucket, the step's copies."""
+    e, d = ledger.computation.precision.bytes, setting.world_size
+    part = flat_partition(ledger.trainable, d)
+    bucket, largest = reduce_bucket_elements(setting.model), ledger.trainable.largest
+    step = max((e + FP32) * part, NORM_BYTES * min(largest, part))
+    why = f"{part:,} elements: {ledger.trainable.total:,} / {d} ranks, padded"
+    return (
+        ledger.plus(
+            Entry(Item.WEIGHTS, Device.GPU, e * part * d, ALWAYS, f"{e} B x {part * d:,} elements, flat"),
+            Entry(Item.FROZEN, Device.GPU, e * ledger.frozen.total, ALWAYS, f"{e} B x {ledger.frozen.total:,} frozen elements"),
+            Entry(Item.FLATTENING, Device.GPU, e * part * d, (Phase.START,), "the module and its flat copy meet once"),
+            master_entry(part, Device.GPU, f"4 B x {why}"),  # fp32 training too: a separate copy of the slice
+            moments_entry(ledger, part, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
+            Entry(
+                Item.REDUCE_BUCKET, Device.GPU, 2 * e * bucket, _union(bucket_phases, ()),
+                f"2 x {e} B x {bucket:,} (overlap_comm doubles it)",
+            ),
+            Entry(
+                Item.IN_FLIGHT, Device.GPU, in_flight_bytes(ledger, setting), DURING_BACKWARD,
+                "largest layer, or the embedding",
+            ),
+            Entry(Item.STEP_TEMPORARIES, Device.GPU, step, (Phase.STEP,), f"({e} + 4) B x slice, or the fp64 norm of one piece"),
+        )
+        .doing(_update(ledger, part), _weights_gather(ledger, setting))
+        .keys(zero_optimization={
+            "overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
+        })
+    )  # fmt: skip
+
+
+def _update(ledger: Ledger, elements: int) -> Work:
+    return Work(
+        name=OPTIMIZER_UPDATE, resource=Resource.MEMORY, amount=update_traffic_bytes(ledger, elements), when=When.STEP, once=True
+    )
+
+
+def _reduction(ledger: Ledger, setting: Setting, *, once: bool) -> Work:
+    """Stages 1 and 2 all-reduce whole buckets: stage 1 in the last micro-step, stage 2 in each."""
+    e = ledger.computation.precision.bytes
+    return Work(
+        name=GRADIENT_ALL_REDUCE, resource=Resource.ALL_REDUCE, amount=e * ledger.trainable.total, when=When.BACKWARD,
+        once=once, side=True, message_bytes=e * min(reduce_bucket_elements(setting.model), ledger.trainable.total),
+        source="DeepSpeed 0.19.8 stage_1_and_2.py, collectives counted on real engines",
+    )  # fmt: skip
+
+
+def _weights_gather(ledger: Ledger, setting: Setting) -> Work:
+    return Work(
+        name="all-gather updated weights", resource=Resource.ALL_GATHER, amount=ledger.computation.precision.bytes * ledger.trainable.total,
+        when=When.STEP, once=True, source="DeepSpeed 0.19.8: one gather per group, allgather_bucket_size is not used",
+    )  # fmt: skip
+
+
+def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
+    """Everything cut; layers gathered as they compute."""
+    e, d, model = ledger.computation.precision.bytes, setting.world_size, setting.model
+    part, frozen = tensor_partition(ledger.trainable, d), tensor_partition(ledger.frozen, d)
+    quantized = ledger.bytes_of(Item.QUANTIZED)
+    bucket, group = reduce_bucket_elements(model), sub_group_elements(ledger.trainable, d)
+    why = f"{part:,} elements: {ledger.trainable.total:,} / {d} ranks, padded tensor by tensor"
+    norm = NORM_BYTES * -(-ledger.trainable.largest // d)
+    return (
+        ledger.without(Item.QUANTIZED)
+        .plus(
+            Entry(Item.WEIGHTS, Device.GPU, e * part, ALWAYS, f"{e} B x {why}"),
+            Entry(Item.FROZEN, Device.GPU, e * frozen, ALWAYS, f"{e} B x {frozen:,} frozen elements a rank"),
+            Entry(Item.QUANTIZED, Device.GPU, -(-quantized // d), ALWAYS, f"{quantized:,} B / {d} ranks"),
+            Entry(
+                Item.FLATTENING, Device.GPU, quantized - -(-quantized // d), (Phase.START,),
+                "every rank loads the quantised model whole before it is cut",
+            ),
+            master_entry(part, Device.GPU, f"4 B x {why}"),
+            moments_entry(ledger, part, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
+            Entry(Item.GRADIENTS, Device.GPU, e * part, ALWAYS, f"{e} B x {why}; allocated at start-up"),
+            Entry(Item.REDUCE_BUCKET, Device.GPU, e * bucket, ALWAYS, f"{e} B x {bucket:,}; allocated at start-up, never freed"),
+            Entry(
+                Item.IN_FLIGHT, Device.GPU, in_flight_bytes(ledger, setting) + e * min(bucket, ledger.trainable.total),
+                DURING_BACKWARD, "gradients of the module in flight, and the bucket's copy",
+            ),
+            Entry(
+                Item.STEP_TEMPORARIES, Device.GPU, max((e + FP32) * group if e < FP32 else FP32 * group, norm), (Phase.STEP,),
+                f"({e} + 4) B x sub-group {group:,}, or the fp64 norm of one partition",
+            ),
+            *_gathered(ledger, setting),
+        )
+        .doing(_update(ledger, part), *_stage3_traffic(ledger, setting))
+        .keys(zero_optimization=stage3_keys(model))
+    )  # fmt: skip
+
+
+def _gathered(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
+    e, model = ledger.computation.precision.bytes, setting.model
+    gathered = gathered_elements(ledger, model)
+    persistent = sum(
+        n * c for t in (ledger.trainable, ledger.frozen) for n, c in t.histogram if n <= PERSISTENCE_PER_HIDDEN * model.hidden
+    )
+    copies = min(2 * prefetch_elements(model), gathered)
+    computing = (Phase.FORWARD, Phase.LOSS, *BACKWARDS)
+    return (
+        Entry(Item.GATHERED, Device.GPU, e * (gathered + copies), computing, f"{e} B x (live {gathered:,} + prefetch copies {copies:,})"),
+        Entry(Item.PERSISTENT, Device.GPU, e * persistent, ALWAYS, f"{e} B x {persistent:,} elements of small tensors"),
+    )
+
+
+def _stage3_traffic(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
+    """Gather for forward, gather for backward, reduce-scatter: all per micro-step."""
+    e, model = ledger.computation.precision.bytes, setting.model
+    everything = e * (ledger.trainable.total + ledger.frozen.total) + ledger.bytes_of(Item.QUANTIZED)
+    kept = e * min(live_elements(model), ledger.trainable.total + ledger.frozen.total)
+    message = float(e * layer_elements(model))
+    gather = Work(
+        name="gather parameters, forward", resource=Resource.ALL_GATHER, amount=everything, when=When.FORWARD, side=True,
+        message_bytes=message, source="DeepSpeed 0.19.8 partitioned_param_coordinator.py, collectives counted on real engines",
+    )  # fmt: skip
+    again = replace(
+        gather, name="gather parameters, backward", amount=max(0, everything - kept), when=When.BACKWARD
+    )
+    scatter = replace(
+        gather, name="reduce-scatter gradients", resource=Resource.REDUCE_SCATTER, amount=e * ledger.trainable.total,
+        when=When.BACKWARD, message_bytes=float(e * min(reduce_bucket_elements(model), ledger.trainable.total)),
+    )  # fmt: skip
+    return gather, again, scatter
+
+
+def stage3_keys(model: Model) -> dict[str, Any]:
+    """ds_config.json's stage-3 sizes: the very numbers of the lines above."""
+    live = live_elements(model)
+    return {
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": reduce_bucket_elements(model),
+        "stage3_prefetch_bucket_size": prefetch_elements(model),
+        "stage3_param_persistence_threshold": PERSISTENCE_PER_HIDDEN * model.hidden,
+        "sub_group_size": SUB_GROUP_ELEMENTS,
+        "stage3_max_live_parameters": live,
+        "stage3_max_reuse_distance": live,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
