@@ -18,19 +18,23 @@ class AttentionImplementation(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapters:
-    """LoRA adapters: rank r, on every nn.Linear of the blocks or on those whose last name is in ``targets``."""
+    """LoRA adapters: rank r, on every nn.Linear of the blocks or on those whose last name is in ``targets``.
+
+    Without targets, a mixture of experts gets them on its attention only: peft 0.21.2 would treat stacked experts and
+    routers in a way of its own under "all-linear".
+    """
 
     rank: int = 16
-    targets: tuple[str, ...] = ()  # (): peft's "all-linear"
+    targets: tuple[str, ...] = ()  # (): every linear layer
     dropout: float = 0.0
 
     def adapted(self, block: Block) -> tuple[Parameter, ...]:
-        """The weights of this block that get an adapter: nn.Linear only, as peft does."""
-        return tuple(
-            p
-            for p in block.parameters
-            if p.kind is ParameterKind.LINEAR and (not self.targets or p.name.split(".")[-2] in self.targets)
-        )
+        """The weights of this block that get an adapter."""
+        linear = (p for p in block.parameters if p.kind is ParameterKind.LINEAR)
+        if self.targets:
+            return tuple(p for p in linear if p.name.split(".")[-2] in self.targets)
+        mixture = any(p.kind is ParameterKind.EXPERTS for p in block.parameters)
+        return tuple(p for p in linear if not mixture or "attn" in p.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,19 +51,19 @@ def activation_entries(model: Model, computation: Computation, seq_len: int, mic
         return Entry(item, device, size, phases, why, known, "traced models, torch 2.13.0, transformers 5.23.0")
 
     return (
-        line(Item.SAVED, sums.saved_bytes, SAVED_PHASES, f"{kept} layers, {tokens}"),
+        line(Item.SAVED, sums.saved, SAVED_PHASES, f"{kept} layers, {tokens}"),
         line(
             Item.CHECKPOINTS,
-            sums.checkpoint_bytes,
+            sums.checkpoints,
             (*SAVED_PHASES, Phase.RECOMPUTE),
             f"inputs of {k} layers, {tokens}",
             where,
         ),
         line(
-            Item.SEGMENT, sums.segment_bytes, (Phase.RECOMPUTE,), f"one recomputed layer and its temporaries, {tokens}"
+            Item.SEGMENT, sums.segment, (Phase.RECOMPUTE,), f"one recomputed layer and its temporaries, {tokens}"
         ),
-        line(Item.TRANSIENT, sums.transient_bytes, (Phase.BACKWARD,), f"backward of one layer, {tokens}"),
-        line(Item.SEGMENT, sums.first_layer_bytes, (Phase.BACKWARD_END,), f"first layer and its temporaries, {tokens}"),
+        line(Item.TRANSIENT, sums.transient, (Phase.BACKWARD,), f"backward of one layer, {tokens}"),
+        line(Item.SEGMENT, sums.first, (Phase.BACKWARD_END,), f"first layer and its temporaries, {tokens}"),
         line(Item.HEAD, head, (Phase.FORWARD, Phase.LOSS), tokens),
         line(Item.LOGITS, max(loss.forward, loss.backward), (Phase.LOSS,), f"vocabulary {model.vocab:,}, {tokens}"),
         line(Item.CONSTANTS, constant, COMPUTING, tokens),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .compute import model_flops_per_token
 from .candidate import Candidate, Constraint, constraints
 from .emit.deepspeed import ds_config
 from .evaluate import evaluate
@@ -21,6 +22,7 @@ from .units import GIB, usd
 from .workload import Method
 
 SCHEMA_VERSION = 1
+ADAPTER_FLOP_SHARE = 4 / 6  # forward 2, input gradients 2, of 6 FLOPs per parameter and token
 TIGHT_SHARE = 0.10  # a constraint with less room than this is reported as binding
 GIVEN_UP = {
     Method.FULL: "nothing: every parameter is trained",
@@ -274,16 +276,18 @@ def time_document(c: Candidate) -> dict[str, Any]:
 
 
 def mfu(c: Candidate) -> float | None:
-    """Model FLOPs utilisation: what the trained tokens need, over the datasheet peak in the training precision."""
-    from .compute import model_flops_per_token
+    """Model FLOPs utilisation: what the trained tokens need, over the datasheet peak in the training precision.
 
+    Adapters need 4 of the 6 FLOPs per parameter and token: forward and input gradients, no weight gradients.
+    """
     gpu, workload = c.offer.node.gpu, c.setting.workload
     precision = c.ledger.computation.precision.value
     peak = {"bf16": gpu.bf16_flop_per_s, "fp16": gpu.fp16_flop_per_s, "fp32": gpu.fp32_flop_per_s}[precision]
     if not peak:
         return None
+    needed = ADAPTER_FLOP_SHARE if c.ledger.computation.adapters else 1.0
     per_s = workload.global_batch * workload.seq_len / c.time.step_s / c.gpus
-    return model_flops_per_token(workload.model, workload.seq_len) * per_s / peak
+    return needed * model_flops_per_token(workload.model, workload.seq_len) * per_s / peak
 
 
 def cost_document(c: Candidate) -> dict[str, Any]:

@@ -74,23 +74,24 @@ def usd(amount: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds as people say them.
 
-    >>> duration(30), duration(5400), duration(5 * DAY_S)
-    ('30.0 s', '1.5 h', '5.0 d')
+    >>> duration(0.0333), duration(30), duration(300), duration(5400 * 2), duration(5 * DAY_S)
+    ('33.3 ms', '30.0 s', '5.0 min', '3.0 h', '5.0 d')
     """
-    if seconds < 120:
-        return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.1f} s"
-    if seconds < 72 * HOUR_S:
-        return f"{seconds / HOUR_S:.1f} h"
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    for limit, unit_s, unit in ((120, 1.0, "s"), (2 * HOUR_S, 60.0, "min"), (72 * HOUR_S, HOUR_S, "h")):
+        if seconds < limit:
+            return f"{seconds / unit_s:.1f} {unit}"
     return f"{seconds / DAY_S:.1f} d"
 
 
 def count(number: float) -> str:
     """A large count with its letter.
 
-    >>> count(70_553_706_496), count(1_048_576), count(512)
-    ('70.6B', '1.05M', '512')
+    >>> count(70_553_706_496), count(1_048_576), count(51_200), count(512)
+    ('70.6B', '1.05M', '51.2k', '512')
     """
-    for scale, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**4, "k")):
-        if number >= scale:
-            return f"{number / min(scale, 10**12) if letter != 'k' else number / 1000:.3g}{letter}"
+    for scale, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= max(scale, 10**4):
+            return f"{number / scale:.3g}{letter}"
     return f"{number:g}"

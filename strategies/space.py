@@ -102,6 +102,13 @@ SHAPES: tuple[tuple[int, str | None, str | None], ...] = (
 )  # fmt: skip
 
 
+def _shapes(method: Method, choices: Choices) -> Iterable[tuple[int, str | None, str | None]]:
+    """Adapters have states of a few megabytes: moving them is looked at only where required, or where NVMe needs it."""
+    if method is Method.FULL or choices.required("offload_optimizer"):
+        return SHAPES
+    return [shape for shape in SHAPES if shape[1] is None or shape == (3, "cpu", "nvme")]
+
+
 def families(choices: Choices, model: Model) -> tuple[Family, ...]:
     """Every legal family of stacks that honours what is required and forbidden.
 
@@ -129,7 +136,7 @@ def _reason(choices: Choices, model: Model) -> str:
 
 def _method_families(method: Method, choices: Choices, model: Model) -> Iterator[Family]:
     fixed = (*fixed_strategies(choices, model), *method_strategy(method, choices.adapters))
-    for stage, optimizer_on, parameters_on in SHAPES:
+    for stage, optimizer_on, parameters_on in _shapes(method, choices):
         rest: tuple[Strategy, ...] = (Zero(stage),)
         if parameters_on:
             rest += (OffloadParameters(parameters_on),)

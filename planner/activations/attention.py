@@ -109,16 +109,20 @@ def _eager(block: Block, a: Attention, recipe: Recipe, *, alone: bool) -> Kept:
 
 
 def scores_per_pair(a: Attention, recipe: Recipe) -> int:
-    """Kept bytes per pair of tokens: fp32 softmax and its copy; soft-cap; dropout's mask and result.
+    """Kept bytes per pair of tokens: the softmax, in 16-bit training its copy; soft-cap; dropout's mask and result.
 
-    gpt-oss takes the softmax in the training precision and keeps only that.
+    The value product reads the softmax itself, its copy, or the dropped copy; of the three only that one is kept
+    besides the softmax.
     """
-    if a.sinks:
-        return recipe.element * a.heads
-    copy = recipe.element if recipe.element < FP32 else 0
+    softmax = softmax_element(a, recipe)
+    read = recipe.element if a.dropout or softmax > recipe.element else 0
     capped = recipe.element if a.soft_cap else 0
-    dropped = BOOL + (recipe.element - copy) if a.dropout else 0
-    return (FP32 + copy + capped + dropped) * a.heads
+    return (softmax + read + capped + BOOL * (a.dropout > 0)) * a.heads
+
+
+def softmax_element(a: Attention, recipe: Recipe) -> int:
+    """Bytes of one probability as the softmax computes it."""
+    return recipe.element if a.softmax_16bit or a.sinks else FP32
 
 
 def _sink_per_token(a: Attention, recipe: Recipe) -> int:

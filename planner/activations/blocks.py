@@ -68,14 +68,18 @@ def input_kept(block: Block, recipe: Recipe) -> int:
 def unneeded_in_first(block: Block, recipe: Recipe) -> int:
     """Bytes per token that layer 0 does not keep when nothing before it is trained and nothing is recomputed.
 
-    No gradient flows to its input: the first norm keeps nothing, and dropout on that norm's output no mask.
+    No gradient flows to its input: the first norm keeps nothing, dropout on that norm's output no mask, and an MLP in
+    parallel to the attention nothing unless it has adapters of its own. An upper bound where adapters leave out a
+    projection (k without an adapter needs no gradient either).
     """
     adapters = recipe.adapters
     if adapters is None or block.post_norm:
         return 0
-    masks = sum(BOOL * r.weight.fan_in for r in adapted(block, recipe) if r.role is Role.ATTENTION_IN)
-    masks = masks if adapters.dropout > 0 else 0
-    if block.norm is NormStyle.LAYER:
-        norms = block.norms if block.parallel_residual else 1
-        return recipe.element * recipe.hidden + LAYER_STATISTICS * norms + masks
-    return rms_per_token(block.norm, recipe.hidden, 1, recipe) + masks
+    readers = adapted(block, recipe)
+    masks = sum(BOOL * r.weight.fan_in for r in readers if r.role is Role.ATTENTION_IN) if adapters.dropout > 0 else 0
+    if block.norm is not NormStyle.LAYER:
+        return rms_per_token(block.norm, recipe.hidden, 1, recipe) + masks
+    norms = block.norms if block.parallel_residual else 1
+    aside = block.parallel_residual and not any("mlp" in r.weight.name for r in readers)
+    mlp = mlp_kept(block, recipe).per_token if aside else 0
+    return recipe.element * recipe.hidden + LAYER_STATISTICS * norms + masks + mlp

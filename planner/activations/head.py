@@ -156,7 +156,7 @@ def _masks(model: Model, rules: Recipe, seq_len: int, micro_batch: int, *, check
 
 def _embedding(model: Model, rules: Recipe) -> int:
     """Bytes per token: GPT-2's dropout mask, BLOOM's norm."""
-    normed = any(p.kind is ParameterKind.NORM for p in model.embedding)
+    normed = any(p.kind is ParameterKind.NORM and "embedding" in p.name for p in model.embedding)
     norm = rules.trained(rules.element * model.hidden + LAYER_STATISTICS) if normed else 0
     positions = sum(p.kind is ParameterKind.EMBEDDING for p in model.embedding) > 1
     dropped = any(b.hidden_dropout and b.attention and b.attention.dropout for b, _ in model.distinct_blocks)

@@ -16,7 +16,7 @@ from ..model import Block, Model
 from ..workload import Precision
 from .blocks import block_kept, input_kept, unneeded_in_first
 from .kept import Recipe, recipe
-from .transient import recompute_bytes, transient_bytes
+from .transient import transient_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,5 +129,5 @@ class _Layer:
     def of(cls, block: Block, rules: Recipe, seq_len: int, micro_batch: int) -> _Layer:
         saved = block_kept(block, rules, seq_len, micro_batch).bytes(seq_len, micro_batch)
         transient = transient_bytes(block, rules, seq_len, micro_batch)
-        again = max(transient, recompute_bytes(block, rules, seq_len, micro_batch))
+        again = transient_bytes(block, rules, seq_len, micro_batch, recomputed=True)
         return cls(saved, transient, saved - input_kept(block, rules) * seq_len * micro_batch + again)

@@ -67,11 +67,11 @@ def _mixture(block: Block, mlp: Mlp, recipe: Recipe) -> Kept:
         + 3 * INT64  # token of the row, its expert's order, the inverse permutation
     )
     shared = _shared(block, mlp, recipe)
-    router, constant = _router(mlp, hidden)
+    router, constant = _router(mlp, recipe)
     return Kept(per_token=rows * row + router + shared, fixed=FP32 * mlp.experts + constant)
 
 
-def _router(mlp: Mlp, hidden: int) -> tuple[int, int]:
+def _router(mlp: Mlp, recipe: Recipe) -> tuple[int, int]:
     """Bytes per token and constant: fp32 scores, chosen experts, their sum and renormalised weights.
 
     An upper bound by 4 + 4 k bytes where the weights are not renormalised (Qwen1.5-MoE, DeepSeek-V2).
@@ -79,7 +79,7 @@ def _router(mlp: Mlp, hidden: int) -> tuple[int, int]:
     rows = mlp.experts_per_token
     scores = FP32 * mlp.experts + INT64 * rows + FP32 * (1 + rows)
     if mlp.router_fp32:
-        return scores + FP32 * hidden, FP32 * mlp.experts * hidden
+        return scores + recipe.trained(FP32 * recipe.hidden), FP32 * mlp.experts * recipe.hidden
     return scores, 0
 
 

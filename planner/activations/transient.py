@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..model import AttentionKind, Block, Mlp, MlpKind
-from .attention import Kernel, kernel, query_key_norms, scores_per_pair
+from ..model import AttentionKind, Block, Mlp, MlpKind, NormStyle
+from .attention import Kernel, kernel, query_key_norms, softmax_element
 from .blocks import block_kept
 from .inputs import Role, adapted, kept_inputs
 from .kept import BOOL, FP32, Kept, Recipe
@@ -37,37 +37,65 @@ CLAMPED_NEW = 6.5  # gpt-oss with frozen experts: gradients of the clamped gate,
 POST_NORM_FULL_BYTES = 18
 POST_NORM_LORA_BYTES = 22
 POST_NORM_DROPOUT_BYTES = 24
-POST_NORM_FP32_BYTES = 24  # full training in fp32
+POST_NORM_FP32_BYTES = 28  # full training in fp32; an upper bound
 
 
 @lru_cache(maxsize=16384)
-def transient_bytes(block: Block, recipe: Recipe, seq_len: int, micro_batch: int) -> int:
-    """Bytes above `block_kept` at the worst moment of this layer's backward."""
-    moments = (_mlp(block, recipe), _post_norm(block, recipe), _softmax(block, recipe, seq_len, micro_batch))
+def transient_bytes(
+    block: Block, recipe: Recipe, seq_len: int, micro_batch: int, *, recomputed: bool = False
+) -> int:
+    """Bytes above `block_kept` at the worst moment of this layer's backward.
+
+    Args:
+        block: the layer.
+        recipe: what is trained, and how.
+        seq_len: s, tokens.
+        micro_batch: b, sequences.
+        recomputed: the layer is checkpointed, so that the end of its second forward competes.
+
+    Returns:
+        Bytes on one GPU.
+    """
+    moments = (
+        _mlp(block, recipe, recomputed=recomputed),
+        _post_norm(block, recipe),
+        _softmax(block, recipe, seq_len, micro_batch),
+        _forward_end(block, recipe) if recomputed else None,
+    )
     least = recipe.element * recipe.hidden * seq_len * micro_batch
     return max(least, *(moment.bytes(seq_len, micro_batch) for moment in moments if moment is not None))
 
 
-def recompute_bytes(block: Block, recipe: Recipe, seq_len: int, micro_batch: int) -> int:
-    """Bytes above `block_kept` when a checkpointed layer's second forward ends.
+def _forward_end(block: Block, recipe: Recipe) -> Kept:
+    """The gradients that arrived (2 e h), the last projection's output, and what the forward still holds.
 
-    The gradients that arrived (2 e h), the residual and the last projection's output; with LoRA dropout the adapters
-    keep copies of their own, so the norm's output and the product are alive besides.
+    That is the residual, unless a layer norm keeps it; in parallel layers the attention's output. With LoRA dropout
+    the adapters keep copies of their own, so the norms' outputs and the product are held besides.
     """
-    per_token = 4 * recipe.element * recipe.hidden
-    if recipe.adapters is not None and recipe.adapters.dropout > 0 and block.mlp is not None:
+    mlp = block.mlp
+    if mlp is not None and mlp.experts:
+        return Kept(per_token=_mixture_end(mlp, recipe))
+    held = 3 + (block.norm is not NormStyle.LAYER or block.parallel_residual)
+    per_token = held * recipe.element * recipe.hidden
+    if mlp is not None and recipe.adapters is not None and recipe.adapters.dropout > 0:
         norms = block.norms if block.parallel_residual else 1
-        width = max(block.mlp.shared_intermediate, 0 if block.mlp.experts else block.mlp.intermediate)
-        per_token += recipe.element * (norms * recipe.hidden + width)
-    return per_token * seq_len * micro_batch
+        per_token += recipe.element * (norms * recipe.hidden + mlp.intermediate)
+    return Kept(per_token=per_token)
 
 
-def _mlp(block: Block, recipe: Recipe) -> Kept | None:
+def _mixture_end(mlp: Mlp, recipe: Recipe) -> int:
+    """Rows of every chosen expert: the gradient's copies, the scaled outputs, the gathered input where not kept."""
+    weight = FP32 if mlp.routing_fp32 else recipe.element
+    rows = recipe.element + weight + (0 if recipe.full else recipe.element)
+    return (3 * recipe.element + rows * mlp.experts_per_token) * recipe.hidden
+
+
+def _mlp(block: Block, recipe: Recipe, *, recomputed: bool) -> Kept | None:
     mlp = block.mlp
     if mlp is None:
         return _mixer(block, recipe)
     if mlp.experts:
-        return Kept(per_token=max(_gather(block, mlp, recipe), _expert(mlp, recipe)))
+        return Kept(per_token=max(_gather(block, mlp, recipe, recomputed=recomputed), _expert(mlp, recipe)))
     freed = recipe.element * recipe.hidden if block.post_norm or block.norms > 2 else 0
     new = recipe.element * recipe.hidden + _new(block, mlp, recipe) + _residual_dropout(block, recipe)
     return Kept(per_token=new - (4 if recipe.full else 2) * freed)  # the norm behind the MLP was first
@@ -77,6 +105,8 @@ def _new(block: Block, mlp: Mlp, recipe: Recipe) -> int:
     """Gradients inside a dense MLP: more where the product was not kept, so that none of it is freed."""
     width = recipe.element * mlp.intermediate
     down = recipe.full or any(r.role is Role.PRODUCT for r in adapted(block, recipe))
+    if recipe.adapters is not None and recipe.adapters.dropout > 0 and down:
+        return _new_beside_dropout(mlp, recipe)
     if mlp.kind is MlpKind.GATED:
         fused = 2 * recipe.element * recipe.hidden if _fused_gate(block) and not recipe.full else 0
         return (GATED_NEW + (not down)) * width + fused
@@ -86,6 +116,13 @@ def _new(block: Block, mlp: Mlp, recipe: Recipe) -> int:
     if mlp.activation == "relu":
         return (new + down) * width
     return (max(new, SHORTCUT_NEW) if down else new + 1) * width
+
+
+def _new_beside_dropout(mlp: Mlp, recipe: Recipe) -> int:
+    """Three gradients of f elements; the adapter's own copy of the product (e f) and its mask (f) are freed."""
+    composite = mlp.kind is MlpKind.PLAIN and mlp.activation not in {"relu", "gelu", "silu"}
+    gradients = 3 + (PLAIN_NEW.get(mlp.activation, LARGEST_PLAIN_NEW) - 1 if composite else 0)
+    return (gradients * recipe.element - recipe.element - BOOL) * mlp.intermediate
 
 
 def _fused_gate(block: Block) -> bool:
@@ -99,13 +136,14 @@ def _residual_dropout(block: Block, recipe: Recipe) -> int:
     return -mask if recipe.full else mask
 
 
-def _gather(block: Block, mlp: Mlp, recipe: Recipe) -> int:
+def _gather(block: Block, mlp: Mlp, recipe: Recipe, *, recomputed: bool) -> int:
     """index_put of the rows' gradients: its clone, zeros and result, in the routing weights' type.
 
     DeepSeek's shared experts run last, so theirs is freed by now; Qwen1.5-MoE's run first and wait for their gate.
     """
     weight = FP32 if mlp.routing_fp32 else recipe.element
-    rows = (recipe.element + 3 * weight * mlp.experts_per_token) * recipe.hidden
+    cast = recipe.element if weight > recipe.element and not recomputed else 0  # back from fp32, outputs still kept
+    rows = (recipe.element + (3 * weight + cast) * mlp.experts_per_token) * recipe.hidden
     if mlp.activation == "swiglu_clamped":
         return rows + recipe.element * recipe.hidden
     if not mlp.shared_intermediate:
@@ -150,7 +188,7 @@ def _softmax(block: Block, recipe: Recipe, seq_len: int, micro_batch: int) -> Ke
     queries = recipe.element * a.heads * a.head_dim
     residual = recipe.element * recipe.hidden
     alive = 4 * queries + residual + before_attention(block, recipe) + query_key_norms(block, a, recipe)
-    scores = (3 * (recipe.element if a.sinks else FP32) + recipe.element * a.soft_cap) * a.heads
+    scores = (3 * softmax_element(a, recipe) + recipe.element * a.soft_cap) * a.heads
     kept = block_kept(block, recipe, seq_len, micro_batch)
     return Kept(per_token=alive - kept.per_token, per_pair=scores - kept.per_pair)
 

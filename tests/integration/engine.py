@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "integration.engine_run"  # a module of the tests folder
 
-# cpu_adam is compiled by the first engine that offloads its optimizer: 95 s on 2 cores, measured 2026-11.
+# cpu_adam is compiled by the first engine that offloads its optimizer: 99 s on 2 busy cores, measured 2026-11-24.
 TIMEOUT_S = 600.0
 
 # bf16 keeps 8 significant bits, and DeepSpeedCPUAdam, torch's AdamW and another order of the gradient sums round
