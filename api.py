@@ -169,9 +169,9 @@ class _Search:
         return replace(self.limits, budget_usd=math.inf)
 
 
-def _search(model: Model, wanted: Request, progress: Progress) -> _Search:
+def _search(model: Model, wanted: Request, progress: Progress, methods: tuple[Method, ...] = tuple(Method)) -> _Search:
     wanted.check(model)
-    choices = _choices(wanted)
+    choices = replace(_choices(wanted), methods=methods)
     precision = Precision(choices.required("precision") or choices.precision)
     demand = Demand(
         precision=precision, max_gpus=wanted.max_gpus, gpus=wanted.gpu_count, nodes=wanted.nodes, nvme_path=wanted.nvme_path
@@ -247,9 +247,17 @@ def _alternatives(search: _Search, chosen: Candidate) -> tuple[Alternative, ...]
         note = "" if found else _why_none(search, method)
         rows.append(Alternative(label=f"cheapest {method.value}", candidate=found[0] if found else None, note=note if allowed else note or "not asked for"))
     for label, gpus in (("half the GPUs", chosen.gpus // 2), ("twice the GPUs", chosen.gpus * 2)):
-        found = search.cheapest(chosen.method, limits, gpus) if gpus and gpus <= search.request.max_gpus else None
+        found = _exactly(search, chosen.method, gpus) if 0 < gpus <= search.request.max_gpus else None
         rows.append(Alternative(label=label, candidate=found[0] if found else None, note="" if found else "nothing fits memory and deadline"))
     return tuple(rows)
+
+
+def _exactly(search: _Search, method: Method, gpus: int) -> Any:
+    """The cheapest plan of a method on exactly so many GPUs; its own search, since the first dropped what others beat."""
+    wanted = replace(search.request, gpu_count=gpus, nodes=None, methods=(method,), budget=None)
+    if wanted.sequences % gpus:
+        return None
+    return _search(search.model, wanted, _silent, methods=(method,)).cheapest()
 
 
 def _why_none(search: _Search, method: Method) -> str:

@@ -12,6 +12,8 @@ from .workload import Precision
 class AttentionImplementation(Enum):
     """transformers' ``attn_implementation``; SDPA picks its kernel by mask, head size and dtype."""
 
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
+
     FLASH = "flash"  # flash_attention_2, or SDPA's flash kernel
     EAGER = "eager"  # materialised s x s scores
 
@@ -51,7 +53,7 @@ class Computation:
 
 
 def effective_attention(model: Model, chosen: AttentionImplementation) -> AttentionImplementation:
-    """Eager where the model leaves no choice (soft-capped scores, attention sinks, no SDPA path), else what was chosen."""
+    """Eager where the model leaves no choice (soft-cap, sinks, no SDPA path), else what was chosen."""
     forced = any(_needs_eager(block.attention) for block, _ in model.distinct_blocks)
     return AttentionImplementation.EAGER if forced else chosen
 

@@ -9,6 +9,8 @@ from enum import Enum
 class Tier(Enum):
     """How a node is paid for."""
 
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
+
     ON_DEMAND = "on-demand"
     SPOT = "spot"
     RESERVED = "reserved"

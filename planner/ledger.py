@@ -20,6 +20,8 @@ from .work import Work
 class Device(Enum):
     """Where bytes live."""
 
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
+
     GPU = "gpu"
     HOST = "host"
     NVME = "nvme"

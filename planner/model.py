@@ -101,7 +101,7 @@ class Attention:
     dense_mask: bool = False  # a causal mask is handed to SDPA at any length (Falcon): its flash kernel refuses it
     eager_only: bool = False  # transformers has no SDPA path for it (BLOOM, MPT, GPT-J)
     fp32_scores: bool = False  # queries and keys are cast to fp32 before the scores (GPT-J)
-    softmax_16bit: bool = False  # eager softmax in the training precision (GPT-2, as with sinks); others take it in fp32
+    softmax_16bit: bool = False  # eager softmax in the training precision (GPT-2; with sinks too), not in fp32
     dropout: float = 0.0
 
 

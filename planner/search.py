@@ -52,6 +52,15 @@ class Point:
     setting: Setting
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A point that the exact ledger has confirmed."""
+
+    gpus: int
+    usd: float
+    hours: float
+
+
 @dataclass(slots=True)
 class Space:
     """Every column, where it came from, and how many points were dropped for which reason."""
@@ -60,6 +69,7 @@ class Space:
     columns: list[Column] = field(default_factory=list)
     infeasible: list[Column] = field(default_factory=list)  # no point of the box fits in memory
     misses: list[Point] = field(default_factory=list)  # the GPU is too small for any point of the box
+    confirmed: dict[Method, list[Known]] = field(default_factory=dict)
     considered: int = 0  # feasible columns, those included that a confirmed one beat
     dropped: Counter[str] = field(default_factory=Counter)
     exact: dict[tuple[int, int, int], Candidate] = field(default_factory=dict)
@@ -79,19 +89,55 @@ def explore(
     workload: Workload, offers: Sequence[Offer], families: Sequence[Family], demand: Demand,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Space:  # fmt: skip
-    """Every column that batch, fabric and strategy admit and that could still be the best of its method on its nodes.
+    """Every column that batch, fabric and strategy admit and that could still be the best of its method.
 
     On given nodes of a given offer, dollars and hours are both proportional to the step's seconds, so under any budget
-    or deadline the quickest column of a method wins: a column whose lower bound is above a confirmed point is dropped.
+    or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its method has no
+    more GPUs and is at least as cheap and as quick as the column's lower bounds.
     """
     space = Space()
     by_method = {method: [f for f in families if f.method is method] for method in methods_in(families)}
-    for (nodes, ranks), machines in _shapes(workload, offers, demand, space).items():
-        progress(f"{nodes} x {ranks} GPUs on {sum(map(len, machines.values()))} offers")
-        for group in machines.values():
-            for members in by_method.values():
-                _explore_group(space, workload, nodes, group, members, demand)
+    groups = [
+        _group(workload, nodes, machines, members, demand)
+        for (nodes, _), by_machine in _shapes(workload, offers, demand, space).items()
+        for machines in by_machine.values()
+        for members in by_method.values()
+    ]
+    for done, group in enumerate(sorted(groups, key=lambda g: g.least_usd)):
+        progress(f"{group.nodes} x {group.offers[0].node.gpus} x {group.offers[0].node.gpu.name}: {done + 1} of {len(groups)} groups of machines")
+        _explore_group(space, group)
     return space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A family at a micro-batch, with the seconds that its step cannot beat."""
+
+    least_s: float
+    family: Family
+    setting: Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One method on one kind of machine: everything that shares rates."""
+
+    method: Method
+    nodes: int
+    offers: Sequence[Offer]
+    trials: Sequence[Trial]  # the most promising first
+    least_usd: float
+
+
+def _group(workload: Workload, nodes: int, offers: Sequence[Offer], families: Sequence[Family], demand: Demand) -> Group:
+    node, trials = offers[0].node, []
+    for micro_batch in _micro_batches(workload, nodes * node.gpus):
+        setting = Setting(workload=workload, nodes=nodes, ranks_per_node=node.gpus, micro_batch=micro_batch, nvme_path=demand.nvme_path)
+        trials += [Trial(least_s=_compute_only_s(f, setting, node), family=f, setting=setting) for f in families]
+    trials.sort(key=lambda t: (t.least_s, t.family.simplicity, t.setting.micro_batch))
+    least_s = trials[0].least_s if trials else math.inf
+    dollars = min(run_cost(workload, offer, nodes, 1.0).usd for offer in offers)
+    return Group(method=families[0].method, nodes=nodes, offers=offers, trials=trials, least_usd=dollars * least_s)
 
 
 Machine = tuple[object, ...]  # what step time depends on: GPU, GPUs, processors, fabric
@@ -138,25 +184,27 @@ def _micro_batches(workload: Workload, world_size: int) -> Iterator[int]:
         size *= 2
 
 
-def _explore_group(
-    space: Space, workload: Workload, nodes: int, offers: Sequence[Offer], families: Sequence[Family], demand: Demand
-) -> None:
-    """Columns of one method on one kind of machine, the most promising first."""
-    node = offers[0].node
-    trials = []
-    for micro_batch in _micro_batches(workload, nodes * node.gpus):
-        setting = Setting(workload=workload, nodes=nodes, ranks_per_node=node.gpus, micro_batch=micro_batch, nvme_path=demand.nvme_path)
-        trials += [(_compute_only_s(f, setting, node), f.simplicity, micro_batch, f, setting) for f in families]
-    trials.sort(key=lambda t: t[:3])
-    quickest = [math.inf] * len(offers)
+def _explore_group(space: Space, group: Group) -> None:
+    """Columns of one group; what confirmed points of other groups beat is not even looked at."""
+    quickest = [_seconds_to_beat(space, group, offer) for offer in group.offers]
     too_large: dict[Family, int] = {}
-    for least_s, _, micro_batch, family, setting in trials:
-        if least_s > max(quickest) * (1 + TIE):
+    for trial in group.trials:
+        if trial.least_s > max(quickest) * (1 + TIE) or trial.least_s == math.inf:
             break
-        if micro_batch >= too_large.get(family, math.inf):
+        if trial.setting.micro_batch >= too_large.get(trial.family, math.inf):
             continue
-        if not _add(space, setting, family, offers, quickest):
-            too_large[family] = micro_batch
+        if not _add(space, trial.setting, trial.family, group.offers, quickest):
+            too_large[trial.family] = trial.setting.micro_batch
+
+
+def _seconds_to_beat(space: Space, group: Group, offer: Offer) -> float:
+    """Step seconds from which on some confirmed point is at least as cheap and as quick with no more GPUs."""
+    rates = run_cost(group.trials[0].setting.workload, offer, group.nodes, 1.0) if group.trials else None
+    if rates is None:
+        return 0.0
+    gpus = group.nodes * offer.node.gpus
+    known = (p for p in space.confirmed.get(group.method, ()) if p.gpus <= gpus)
+    return min((max(p.usd / rates.usd, p.hours / rates.hours) for p in known), default=math.inf)
 
 
 def _leanest_computation(family: Family, setting: Setting, node: Node) -> Computation | None:
@@ -246,19 +294,23 @@ def _add(space: Space, setting: Setting, family: Family, offers: Sequence[Offer]
         if setting.micro_batch == 1:
             space.misses += [Point(offer=offer, family=family, setting=setting) for offer in offers]
         return False
-    if _bound_s(leanest, family, setting, node) > max(quickest) * (1 + TIE):
+    lightest = leanest if box.low_groups == box.high_groups else _folded(family, setting, box.high_layers, box.low_groups)
+    if _bound_s(lightest, family, setting, node) > max(quickest) * (1 + TIE):
         space.considered += len(offers)
         return True
     _add_columns(space, setting, family, offers, box, quickest)
     return True
 
 
-def _bound_s(leanest: Ledger, family: Family, setting: Setting, node: Node) -> float:
-    """Lower bound of the step's seconds with traffic; 0 where a share decides how much traffic there is."""
+def _bound_s(lightest: Ledger, family: Family, setting: Setting, node: Node) -> float:
+    """Lower bound of the step's seconds: the least compute that activations admit, and the least traffic.
+
+    Of the shares the smallest moves least: what stays on the GPU is updated there, and faster.
+    """
     computation = _leanest_computation(family, setting, node)
-    if family.groups or computation is None:
-        return 0.0
-    return sum(part.times * max(part.bounds_s) for part in step_parts(leanest, computation, setting, node))
+    if computation is None:
+        return math.inf
+    return sum(part.times * max(part.bounds_s) for part in step_parts(lightest, computation, setting, node))
 
 
 def _corners(family: Family, setting: Setting, box: Box) -> tuple[Ledger, ...]:
@@ -295,13 +347,17 @@ def _admitted_groups(family: Family, setting: Setting, box: Box, node: Node) -> 
     """
     if box.high_groups == box.low_groups:
         return box
+
+
+    def fits(groups: int) -> bool:
+        return host_memory(_folded(family, setting, box.low_layers, groups), node, setting.ranks_per_node).fits
+
     low, high = box.low_groups, box.high_groups
+    if fits(high):
+        return box
     while low < high:
-        middle = -(-(low + high) // 2)
-        if host_memory(_folded(family, setting, box.low_layers, middle), node, setting.ranks_per_node).fits:
-            low = middle
-        else:
-            high = middle - 1
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if fits(middle + 1) else (low, middle)
     return replace(box, high_groups=low)
 
 
@@ -327,6 +383,8 @@ def _add_column(
     space.columns.append(column)
     if seconds < quickest[index] and _fits(space, column.key, layers, groups):
         quickest[index] = seconds
+        known = Known(gpus=column.gpus, usd=per_step_s.usd * seconds, hours=per_step_s.hours * seconds)
+        space.confirmed.setdefault(point.family.method, []).append(known)
 
 
 def _fits(space: Space, key: int, layers: int, groups: int) -> bool:

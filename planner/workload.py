@@ -11,6 +11,8 @@ from .model import Model
 class Method(Enum):
     """What is trained, from the most to the least faithful."""
 
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
+
     FULL = "full"
     LORA = "lora"
     QLORA = "qlora"
@@ -18,6 +20,8 @@ class Method(Enum):
 
 class Precision(Enum):
     """Type of weights and activations on the GPU."""
+
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
 
     BF16 = "bf16"
     FP16 = "fp16"

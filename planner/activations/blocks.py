@@ -41,7 +41,7 @@ def _norms(block: Block, recipe: Recipe) -> int:
 
 
 def first_inputs(block: Block, recipe: Recipe) -> int:
-    """What the first projections of attention, mixer and MLP read: norm outputs, or in post-norm layers the residual."""
+    """What the first projections of attention, mixer and MLP read: norm outputs; in post-norm layers the residual."""
     shared = block.parallel_residual and block.norms == 1
     roles = (Role.ATTENTION_IN,) if shared or block.mlp is None or block.attention is None else _BOTH
     if block.ssm is not None:

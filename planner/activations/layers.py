@@ -60,9 +60,7 @@ def layer_sums(model: Model, computation: Computation, seq_len: int, micro_batch
     Source:
         Memory model §A1-§A4; traced for k = 0 and k = L.
     """
-    profile = _profile(
-        model, computation.precision, computation.adapters, computation.attention, seq_len, micro_batch
-    )
+    profile = _profile(model, computation.precision, computation.adapters, computation.attention, seq_len, micro_batch)
     k = min(computation.checkpointed_layers, model.layers)
     checkpoint = checkpoint_bytes(model, computation, seq_len, micro_batch)
     fetched = checkpoint if k and computation.checkpoints_on_host else 0

@@ -41,9 +41,7 @@ POST_NORM_FP32_BYTES = 28  # full training in fp32; an upper bound
 
 
 @lru_cache(maxsize=16384)
-def transient_bytes(
-    block: Block, recipe: Recipe, seq_len: int, micro_batch: int, *, recomputed: bool = False
-) -> int:
+def transient_bytes(block: Block, recipe: Recipe, seq_len: int, micro_batch: int, *, recomputed: bool = False) -> int:
     """Bytes above `block_kept` at the worst moment of this layer's backward.
 
     Args:
@@ -198,4 +196,3 @@ def before_attention(block: Block, recipe: Recipe) -> int:
     norm = 0 if block.post_norm else norm_per_token(block.norm, recipe.hidden, recipe)
     inputs = kept_inputs(block, Role.ATTENTION_IN, recipe, width=recipe.hidden)
     return norm + inputs
-
