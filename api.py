@@ -8,27 +8,36 @@ True
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .planner import catalog
 from .planner.candidate import Candidate, Constraint, assess, constraints, step_time
 from .planner.computation import Adapters
-from .planner.errors import InputError, NoPlan
-from .planner.hardware import Node, Offer, Tier
-from .planner.model import Model
-from .planner.models import find_model, load_model
-from .planner.plan import Alternative, Plan, StackRow, cost_document, decision, memory_document, no_plan_document, stack_rows
-from .planner.plan import summary, time_document, warnings_for
+from .planner.decide import Search, alternatives, decide, frontier
 from .planner.emit.deepspeed import ds_config
+from .planner.errors import InputError, NoPlan
+from .planner.hardware import Offer, Tier
+from .planner.machines import machine_for, offers_for, parse_gpus
+from .planner.model import Model
+from .planner.models import load_model
+from .planner.plan import (
+    Plan,
+    StackRow,
+    cost_document,
+    decision,
+    memory_document,
+    stack_rows,
+    summary,
+    time_document,
+    warnings_for,
+)
 from .planner.program import Limits
-from .planner.request import CHEAPEST, DEFAULT_TOKENS, Request
-from .planner.search import Demand, Point, Space, best, closest, explore
+from .planner.request import Request
+from .planner.search import Demand, explore
 from .planner.transform import Setting
-from .planner.units import GIB, duration, parse_count, parse_duration_s, usd
+from .planner.units import parse_count, parse_duration_s
 from .planner.workload import Method, Precision
 from .strategies.offload_optimizer import GROUPS
 from .strategies.space import NAMES, Choices, families, known_name, one_family
@@ -36,36 +45,10 @@ from .strategies.space import NAMES, Choices, families, known_name, one_family
 __all__ = ["Estimate", "Refused", "estimate", "load_model", "no_plan", "plan", "request", "why_not"]
 
 Progress = Callable[[str], None]
-FRONTIER_POINTS = 8
-FRONTIER_STEP = 1.5  # each point of the frontier may take this factor less time than the one before
-GBIT_BYTES = 1e9 / 8
-_COUNTED = re.compile(r"([0-9]{1,6})x(.+)")
 
 
 def _silent(_: str) -> None:
     """No progress."""
-
-
-def parse_gpus(text: str) -> tuple[tuple[str, ...], int | None]:
-    """Names of accelerators, and a count where the user fixed one.
-
-    >>> parse_gpus("a100-80,h100"), parse_gpus("8xa100-80"), parse_gpus("any")
-    ((('a100-80', 'h100'), None), (('a100-80',), 8), (('any',), None))
-    """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    counted = [_COUNTED.fullmatch(part) for part in parts]
-    if not parts:
-        raise InputError("--gpus: empty; allowed are names, a count x name, or any; for example a100-80,h100 or 8xa100-80")
-    if any(counted) and len(parts) > 1:
-        raise InputError(f"--gpus {text}: a fixed count goes with one type; write for example --gpus 8xa100-80")
-    if counted[0]:
-        number = int(counted[0][1])
-        if number < 1:
-            raise InputError(f"--gpus {text}: zero GPUs; allowed is 1 or more; write for example 8xa100-80")
-        return (catalog.find_gpu(counted[0][2]).name,), number
-    if "any" in (part.lower() for part in parts):
-        return ("any",), None
-    return tuple(dict.fromkeys(catalog.find_gpu(part).name for part in parts)), None
 
 
 def request(**options: Any) -> Request:
@@ -113,78 +96,28 @@ def _choices(wanted: Request) -> Choices:
     )
 
 
-def _offers(wanted: Request) -> tuple[Offer, ...]:
-    """Priced nodes of a request, with what the user adds to the catalog.
-
-    Raises:
-        InputError: the catalog has none.
-    """
-    if wanted.price_usd_per_gpu_hour is not None:
-        return (_own_machines(wanted, wanted.gpus[0], wanted.price_usd_per_gpu_hour),)
-    found = catalog.select_offers(wanted.gpus, tier=wanted.tier, cloud=wanted.cloud, region=wanted.region)
-    if not found:
-        what = " ".join(filter(None, (",".join(wanted.gpus), wanted.tier.value, wanted.cloud, wanted.region)))
-        raise InputError(
-            f"offers: the catalog has none for {what}; see trainplan offers list; state your own price with --price USD_PER_GPU_HOUR"
-        )
-    return tuple(replace(offer, node=_completed(offer.node, wanted)) for offer in found)
-
-
-def _own_machines(wanted: Request, gpu: str, price: float) -> Offer:
-    per_node = wanted.gpus_per_node or min(8, wanted.gpu_count or 8)
-    offer = catalog.owned_offer(catalog.find_gpu(gpu), gpus_per_node=per_node, usd_per_gpu_hour=price)
-    return replace(offer, node=_completed(offer.node, wanted))
-
-
-def _completed(node: Node, wanted: Request) -> Node:
-    """What the user states fills what the catalog does not know."""
-    ram, net = wanted.host_memory_gib, wanted.internode_gbps
-    if ram is not None and node.host_memory_bytes is None:
-        node = replace(node, host_memory_bytes=int(ram * GIB))
-    if net is not None and node.internode_bytes_per_s is None:
-        node = replace(node, internode_bytes_per_s=net * GBIT_BYTES)
-    return node
-
-
-@dataclass(frozen=True)
-class _Search:
-    """A request with everything the integer program needs."""
-
-    request: Request
-    model: Model
-    space: Space
-    limits: Limits
-
-    def cheapest(self, method: Method | None = None, limits: Limits | None = None, gpus: int | None = None) -> Any:
-        """The cheapest candidate of a method (or of those allowed), under limits, with exactly so many GPUs."""
-        allowed = (method,) if method else self.request.allowed
-
-        def keep(point: Point, column: Any) -> bool:
-            return point.family.method in allowed and (gpus is None or column.gpus == gpus)
-
-        return best(self.space, limits or self.limits, keep=keep)
-
-    def without_budget(self) -> Limits:
-        """The same limits, any money."""
-        return replace(self.limits, budget_usd=math.inf)
-
-
-def _search(model: Model, wanted: Request, progress: Progress, methods: tuple[Method, ...] = tuple(Method)) -> _Search:
+def _search(model: Model, wanted: Request, progress: Progress, methods: tuple[Method, ...] = tuple(Method)) -> Search:
+    """Explore a request; alternatives are drawn from all methods, the decision from those allowed."""
     wanted.check(model)
     choices = replace(_choices(wanted), methods=methods)
+    families(replace(choices, methods=wanted.allowed), model)  # an impossible requirement is an error for these only
     precision = Precision(choices.required("precision") or choices.precision)
     demand = Demand(
-        precision=precision, max_gpus=wanted.max_gpus, gpus=wanted.gpu_count, nodes=wanted.nodes, nvme_path=wanted.nvme_path
+        precision=precision,
+        max_gpus=wanted.max_gpus,
+        gpus=wanted.gpu_count,
+        nodes=wanted.nodes,
+        nvme_path=wanted.nvme_path,
     )
-    space = explore(wanted.workload(model), _offers(wanted), _families(choices, wanted, model), demand, progress)
+    space = explore(wanted.workload(model), offers_for(wanted), families(choices, model), demand, progress)
     limits = Limits(budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, max_gpus=wanted.max_gpus)
-    return _Search(wanted, model, space, limits)
-
-
-def _families(choices: Choices, wanted: Request, model: Model) -> Any:
-    """All families of all methods; an impossible requirement is an error only for the methods that are allowed."""
-    families(replace(choices, methods=wanted.allowed), model)
-    return families(choices, model)
+    return Search(
+        request=wanted,
+        model=model,
+        space=space,
+        limits=limits,
+        again=lambda other: _search(model, other, _silent, other.allowed),
+    )
 
 
 def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | None = None, **options: Any) -> Plan:
@@ -208,29 +141,18 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
     loaded = load_model(model) if isinstance(model, str) else model
     wanted = wanted or request(**options)
     search = _search(loaded, wanted, progress)
-    progress(f"{len(search.space.columns)} columns fit in memory; solving")
-    found = _decide(search)
-    if found is None:
-        raise _no_plan(search)
-    candidate, choice = found
+    progress(f"{len(search.space.columns)} columns left; solving")
+    candidate, choice = decide(search)
     return Plan(
         request=wanted,
         candidate=candidate,
         certificate=choice.certificate,
-        alternatives=_alternatives(search, candidate),
-        frontier=_frontier(search, candidate),
+        alternatives=alternatives(search, candidate),
+        frontier=frontier(search, candidate),
         rows=_rows(candidate),
         dropped=dict(search.space.dropped),
         warnings=warnings_for(candidate),
     )
-
-
-def _decide(search: _Search) -> Any:
-    """With an amount as budget the most faithful method that it pays for; else the cheapest of those allowed."""
-    wanted = search.request
-    if isinstance(wanted.budget, str) or wanted.budget is None:
-        return search.cheapest()
-    return next((found for method in wanted.allowed if (found := search.cheapest(method))), None)
 
 
 def _rows(candidate: Candidate) -> tuple[StackRow, ...]:
@@ -238,103 +160,9 @@ def _rows(candidate: Candidate) -> tuple[StackRow, ...]:
     return stack_rows(candidate, lambda ledger: step_time(ledger, candidate.setting, node).step_s)
 
 
-def _alternatives(search: _Search, chosen: Candidate) -> tuple[Alternative, ...]:
-    """Cheapest of each method; half and twice the GPUs."""
-    limits, rows = search.without_budget(), []
-    for method in Method:
-        found = search.cheapest(method, limits)
-        allowed = method in search.request.allowed
-        note = "" if found else _why_none(search, method)
-        rows.append(Alternative(label=f"cheapest {method.value}", candidate=found[0] if found else None, note=note if allowed else note or "not asked for"))
-    for label, gpus in (("half the GPUs", chosen.gpus // 2), ("twice the GPUs", chosen.gpus * 2)):
-        found = _exactly(search, chosen.method, gpus) if 0 < gpus <= search.request.max_gpus else None
-        rows.append(Alternative(label=label, candidate=found[0] if found else None, note="" if found else "nothing fits memory and deadline"))
-    return tuple(rows)
-
-
-def _exactly(search: _Search, method: Method, gpus: int) -> Any:
-    """The cheapest plan of a method on exactly so many GPUs; its own search, since the first dropped what others beat."""
-    wanted = replace(search.request, gpu_count=gpus, nodes=None, methods=(method,), budget=None)
-    if wanted.sequences % gpus:
-        return None
-    return _search(search.model, wanted, _silent, methods=(method,)).cheapest()
-
-
-def _why_none(search: _Search, method: Method) -> str:
-    found = closest(search.space, search.without_budget(), (method,))
-    return f"{found[1].constraint} short by {_short(found[1])}" if found else "no strategy is left"
-
-
-def _short(shortage: Any) -> str:
-    if shortage.constraint == "budget":
-        return usd(shortage.short)
-    return duration(shortage.short) if shortage.constraint == "deadline" else f"{shortage.short:,.1f} GiB"
-
-
-def _frontier(search: _Search, chosen: Candidate) -> tuple[Candidate, ...]:
-    """Cheapest plans of the chosen method under ever shorter deadlines (epsilon-constraint)."""
-    limits, points = replace(search.without_budget(), deadline_s=math.inf), []
-    while len(points) < FRONTIER_POINTS:
-        found = search.cheapest(chosen.method, limits)
-        if found is None:
-            break
-        points.append(found[0])
-        limits = replace(limits, deadline_s=found[0].cost.hours * 3600 / FRONTIER_STEP)
-    return tuple(points)
-
-
-class _NoPlanFound(NoPlan):
-    """A NoPlan with its JSON document."""
-
-    def __init__(self, message: str, document: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.document = document
-
-
 def no_plan(error: NoPlan) -> dict[str, Any]:
     """The JSON document of a NoPlan."""
     return getattr(error, "document", {"status": "no_plan", "message": str(error)})
-
-
-def _no_plan(search: _Search) -> NoPlan:
-    """What is short by how much, and the cheapest change of the request that helps."""
-    nearest = closest(search.space, search.limits, search.request.allowed)
-    outs = _ways_out(search)
-    if nearest is None:
-        reasons = "; ".join(f"{reason} ({number})" for reason, number in search.space.dropped.most_common(3)) or "no candidate at all"
-        message = f"no plan: every candidate was dropped: {reasons}"
-    else:
-        candidate, short = nearest
-        message = (
-            f"no plan: the closest is {candidate.gpus} x {candidate.offer.node.gpu.name} with {candidate.method.value}, "
-            f"{'+'.join(n for n in candidate.stack.names if n in NAMES and n.startswith(('zero', 'offload', 'checkpoint')))}: {short.constraint} of {_limit(short)} is short by {_short(short)}"
-        )
-    message += "; " + ("ways out: " + "; ".join(out["text"] for out in outs) if outs else "no single change of the request helps; try another --gpus")
-    document = no_plan_document(search.request, message, nearest[0] if nearest else None, outs, dict(search.space.dropped))
-    return _NoPlanFound(message, document)
-
-
-def _limit(short: Any) -> str:
-    if short.constraint == "budget":
-        return usd(short.limit)
-    return duration(short.limit) if short.constraint == "deadline" else f"{short.limit:,.1f} GiB"
-
-
-def _ways_out(search: _Search) -> list[dict[str, Any]]:
-    """Single changes of the request that admit a plan, cheapest first."""
-    outs = []
-    trials: list[tuple[str, Method | None, Limits]] = [
-        ("without the budget", None, search.without_budget()),
-        ("without the deadline", None, replace(search.limits, deadline_s=math.inf)),
-        *((f"with --method {m.value}", m, search.limits) for m in Method if m not in search.request.allowed),
-    ]
-    for label, method, limits in trials:
-        found = search.cheapest(method, limits)
-        if found:
-            c = found[0]
-            text = f"{label}: {usd(c.cost.usd)} in {duration(c.cost.hours * 3600)} on {c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
-            outs.append({"change": label, "text": text, **summary(c)})
-    return sorted(outs, key=lambda out: out["cost_usd"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,10 +201,19 @@ class Estimate:
 
 
 def estimate(
-    model: str | Model, *, gpus: str = "", zero: int = 3, micro_batch: int = 1, method: str | Method = "full", checkpointing: str | int = "none",
-    offload_optimizer: str | None = None, offload_ratio: float = 1.0, offload_parameters: str | None = None, wanted: Request | None = None,
+    model: str | Model,
+    *,
+    gpus: str = "",
+    zero: int = 3,
+    micro_batch: int = 1,
+    method: str | Method = "full",
+    checkpointing: str | int = "none",
+    offload_optimizer: str | None = None,
+    offload_ratio: float = 1.0,
+    offload_parameters: str | None = None,
+    wanted: Request | None = None,
     **options: Any,
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """How much, how long, what it costs, and whether it fits, for one configuration.
 
     Args:
@@ -399,9 +236,12 @@ def estimate(
     chosen = wanted or request(gpus=gpus, method=method, **options)
     layers, on_host = _checkpointed(checkpointing, loaded)
     facts = {
-        "zero_stage": zero, "offload_optimizer": offload_optimizer, "offload_parameters": offload_parameters,
-        "partial_share": bool(offload_optimizer) and offload_ratio < 1, "checkpointing": ("host" if on_host else "gpu") if layers else None,
-    }  # fmt: skip
+        "zero_stage": zero,
+        "offload_optimizer": offload_optimizer,
+        "offload_parameters": offload_parameters,
+        "partial_share": bool(offload_optimizer) and offload_ratio < 1,
+        "checkpointing": ("host" if on_host else "gpu") if layers else None,
+    }
     return _fixed(loaded, chosen, facts, layers=layers, groups=_groups(offload_ratio), micro_batch=micro_batch)
 
 
@@ -419,21 +259,27 @@ def _checkpointed(text: str | int, model: Model) -> tuple[int, bool]:
     if word in ("none", "full"):
         return (model.layers if word == "full" else 0), on_host
     if not word.isdigit() or not 0 <= int(word) <= model.layers:
-        raise InputError(f"--checkpointing: not a number of layers, got {text!r}; allowed are none, full, or 0 to {model.layers}; -offload may follow")
+        raise InputError(
+            f"--checkpointing: not a number of layers, got {text!r}; allowed are none, full, or 0 to {model.layers}; -offload may follow"
+        )
     return int(word), on_host
 
 
-def _fixed(model: Model, wanted: Request, facts: dict[str, Any], *, layers: int, groups: int, micro_batch: int, offer: Offer | None = None) -> Estimate:
+def _fixed(
+    model: Model, wanted: Request, facts: dict[str, Any], *, layers: int, groups: int, micro_batch: int
+) -> Estimate:
     """Assess one configuration on the cheapest offer whose nodes the count fills.
 
     Raises:
         InputError: no machine, or a batch that does not divide.
     """
     if wanted.gpu_count is None:
-        raise InputError(f"--gpus {','.join(wanted.gpus)}: no count; an estimate needs one, for example --gpus 8x{wanted.gpus[0]}")
+        raise InputError(
+            f"--gpus {','.join(wanted.gpus)}: no count; an estimate needs one, for example --gpus 8x{wanted.gpus[0]}"
+        )
     wanted.check(model)
     method = wanted.methods[0] if wanted.methods else Method.FULL
-    machine = offer or _machine(wanted, wanted.gpu_count)
+    machine = machine_for(wanted, wanted.gpu_count)
     setting = _setting(model, wanted, machine, wanted.gpu_count, micro_batch)
     family = one_family(facts, replace(_choices(wanted), methods=(method,)), model)
     stack = family.at(layers, groups)
@@ -452,30 +298,12 @@ def _setting(model: Model, wanted: Request, offer: Offer, gpus: int, micro_batch
             f"global batch {wanted.sequences} is not micro-batch {micro_batch} x {gpus} GPUs x n; use for example --global-batch {fits}"
         )
     return Setting(
-        workload=wanted.workload(model), nodes=nodes, ranks_per_node=offer.node.gpus, micro_batch=micro_batch, nvme_path=wanted.nvme_path
+        workload=wanted.workload(model),
+        nodes=nodes,
+        ranks_per_node=offer.node.gpus,
+        micro_batch=micro_batch,
+        nvme_path=wanted.nvme_path,
     )
-
-
-def _machine(wanted: Request, gpus: int) -> Offer:
-    """The cheapest offer whose nodes make up the count; an unpriced machine of that size where there is none.
-
-    Raises:
-        InputError: several nodes are needed and no offer's network is known.
-    """
-    try:
-        found = _offers(wanted)
-    except InputError:
-        if wanted.cloud or wanted.region or "tier" in wanted.given:
-            raise
-        found = ()
-    fitting = [o for o in found if gpus % o.node.gpus == 0 and (gpus == o.node.gpus or o.node.internode_bytes_per_s is not None)]
-    if not fitting:
-        sizes = sorted({o.node.gpus for o in found})
-        raise InputError(
-            f"--gpus {gpus}x{wanted.gpus[0]}: no offer makes up that count (nodes of {', '.join(map(str, sizes)) or 'none'}; several nodes need a known network); "
-            f"state your own machines with --price, --gpus-per-node and --internode-gbps"
-        )
-    return min(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,10 +330,19 @@ class Refused:
 
 
 def why_not(
-    model: Model, wanted: Request, chosen: dict[str, Any], *, num_gpus: int | None = None, zero: int | None = None, micro_batch: int | None = None,
-    method: str | None = None, gpu: str | None = None, offload_optimizer: str | None = None, offload_parameters: str | None = None,
+    model: Model,
+    wanted: Request,
+    chosen: dict[str, Any],
+    *,
+    num_gpus: int | None = None,
+    zero: int | None = None,
+    micro_batch: int | None = None,
+    method: str | None = None,
+    gpu: str | None = None,
+    offload_optimizer: str | None = None,
+    offload_parameters: str | None = None,
     checkpointing: str | None = None,
-) -> Refused:  # fmt: skip
+) -> Refused:
     """Which constraint rejects a choice, by how much, and the cheapest change that would admit it.
 
     Args:
@@ -519,9 +356,13 @@ def why_not(
     """
     gpus = num_gpus or int(chosen["gpus"])
     asked = replace(
-        wanted, gpus=(catalog.find_gpu(gpu).name,) if gpu else (str(chosen["gpu"]),), gpu_count=gpus, nodes=None,
-        methods=(Method(method or chosen["method"]),), max_gpus=max(wanted.max_gpus, gpus),
-    )  # fmt: skip
+        wanted,
+        gpus=(catalog.find_gpu(gpu).name,) if gpu else (str(chosen["gpu"]),),
+        gpu_count=gpus,
+        nodes=None,
+        methods=(Method(method or chosen["method"]),),
+        max_gpus=max(wanted.max_gpus, gpus),
+    )
     facts, layers, on_host = _facts_like(chosen, zero, offload_optimizer, offload_parameters, checkpointing, model)
     facts["checkpointing"] = ("host" if on_host else "gpu") if layers else None
     size = micro_batch or _fitting_micro_batch(asked, gpus, int(chosen["micro_batch"]))
@@ -529,11 +370,21 @@ def why_not(
     try:
         found = _fixed(model, asked, facts, layers=layers, groups=groups, micro_batch=size)
     except InputError as error:
-        return Refused(estimate=None, broken=(), illegal=str(error), remedy=_remedy(model, asked, zero), dearer_usd=None)
-    limits = constraints(found.candidate, budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, max_gpus=wanted.max_gpus)
+        return Refused(
+            estimate=None, broken=(), illegal=str(error), remedy=_remedy(model, asked, zero), dearer_usd=None
+        )
+    limits = constraints(
+        found.candidate, budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, max_gpus=wanted.max_gpus
+    )
     broken = tuple(c for c in limits if not c.holds)
     dearer = found.candidate.cost.usd - float(chosen["cost_usd"])
-    return Refused(estimate=found, broken=broken, illegal="", remedy=_remedy(model, asked, zero) if broken else None, dearer_usd=dearer)
+    return Refused(
+        estimate=found,
+        broken=broken,
+        illegal="",
+        remedy=_remedy(model, asked, zero) if broken else None,
+        dearer_usd=dearer,
+    )
 
 
 def _fitting_micro_batch(asked: Request, gpus: int, preferred: int) -> int:
@@ -542,7 +393,12 @@ def _fitting_micro_batch(asked: Request, gpus: int, preferred: int) -> int:
 
 
 def _facts_like(
-    chosen: dict[str, Any], zero: int | None, optimizer: str | None, parameters: str | None, checkpointing: str | None, model: Model
+    chosen: dict[str, Any],
+    zero: int | None,
+    optimizer: str | None,
+    parameters: str | None,
+    checkpointing: str | None,
+    model: Model,
 ) -> tuple[dict[str, Any], int, bool]:
     """The decision's stack with the asked changes; a changed stage drops offload that the stage cannot have."""
     names = [str(n) for n in chosen["strategies"]]
@@ -557,9 +413,11 @@ def _facts_like(
     held = parameters or (before.get("offload_parameters") if stage == 3 else None)
     partial = stage == 3 and on_cpu == "cpu" and 0 < float(chosen.get("offload_ratio") or 1.0) < 1
     facts = {
-        "zero_stage": stage, "offload_optimizer": None if on_cpu == "none" else on_cpu, "offload_parameters": None if held == "none" else held,
+        "zero_stage": stage,
+        "offload_optimizer": None if on_cpu == "none" else on_cpu,
+        "offload_parameters": None if held == "none" else held,
         "partial_share": partial,
-    }  # fmt: skip
+    }
     return facts, layers, on_host
 
 
@@ -574,11 +432,3 @@ def _remedy(model: Model, asked: Request, zero: int | None) -> Candidate | None:
         if found:
             return found[0]
     return None
-
-
-def note_of(reference: str) -> str:
-    """What a short name was taken to mean."""
-    return find_model(reference).note
-
-
-_ = (CHEAPEST, DEFAULT_TOKENS, Tier)

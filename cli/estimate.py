@@ -9,12 +9,33 @@ import click
 from .plan_options import JOB, MACHINES, STRATEGIES, WHAT, applied, model_from, request_from
 
 CONFIGURATION = (
-    click.option("--method", type=click.Choice(("full", "lora", "qlora")), default="full", show_default=True, help="What is trained."),
+    click.option(
+        "--method",
+        type=click.Choice(("full", "lora", "qlora")),
+        default="full",
+        show_default=True,
+        help="What is trained.",
+    ),
     click.option("--zero", type=click.IntRange(0, 3), default=3, show_default=True, help="ZeRO stage."),
-    click.option("--micro-batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="Sequences per GPU and micro-step."),
-    click.option("--checkpointing", default="none", show_default=True, help="none, full, or how many layers; -offload appended keeps checkpoints on the host."),
-    click.option("--offload-optimizer", type=click.Choice(("cpu", "nvme")), help="Optimizer states on the host or on NVMe."),
-    click.option("--offload-ratio", type=float, default=1.0, show_default=True, help="Share of the optimizer on the host."),
+    click.option(
+        "--micro-batch",
+        type=click.IntRange(1, 65536),
+        default=1,
+        show_default=True,
+        help="Sequences per GPU and micro-step.",
+    ),
+    click.option(
+        "--checkpointing",
+        default="none",
+        show_default=True,
+        help="none, full, or how many layers; -offload appended keeps checkpoints on the host.",
+    ),
+    click.option(
+        "--offload-optimizer", type=click.Choice(("cpu", "nvme")), help="Optimizer states on the host or on NVMe."
+    ),
+    click.option(
+        "--offload-ratio", type=float, default=1.0, show_default=True, help="Share of the optimizer on the host."
+    ),
     click.option("--offload-parameters", type=click.Choice(("cpu", "nvme")), help="Parameters on the host or on NVMe."),
 )
 
@@ -34,7 +55,8 @@ def command(*, as_json: bool, **options: Any) -> None:
 
     model = model_from(options)
     configuration = {
-        name: options.pop(name) for name in ("zero", "micro_batch", "checkpointing", "offload_optimizer", "offload_ratio", "offload_parameters")
+        name: options.pop(name)
+        for name in ("zero", "micro_batch", "checkpointing", "offload_optimizer", "offload_ratio", "offload_parameters")
     }
     document = estimate(model, wanted=request_from(options), **configuration).to_dict()
     click.echo(json.dumps(document, indent=2) if as_json else estimate_text(document))

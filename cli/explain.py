@@ -22,13 +22,20 @@ def command(plan: str, line: str | None, as_json: bool) -> None:
 
     document = read_plan(plan)
     if as_json:
-        click.echo(json.dumps({"stack": document["stack"], "memory": document["memory"], "time": document["time"]}, indent=2))
+        click.echo(
+            json.dumps({"stack": document["stack"], "memory": document["memory"], "time": document["time"]}, indent=2)
+        )
         return
     if line is None:
-        click.echo(f"{headline(document)}\n\n{stack_text(document)}\n\nThe arithmetic of a line: trainplan explain {plan} --line logits")
+        click.echo(
+            f"{headline(document)}\n\n{stack_text(document)}\n\nThe arithmetic of a line: trainplan explain {plan} --line logits"
+        )
         return
     text = lines_text(document, line)
     if not text:
-        names = sorted({e["item"] for d in document["memory"].values() for e in d["entries"]} | {t["name"] for t in document["time"]["terms"]})
+        names = sorted(
+            {e["item"] for d in document["memory"].values() for e in d["entries"]}
+            | {t["name"] for t in document["time"]["terms"]}
+        )
         raise InputError(f"--line {line}: no such line; lines of this plan are {', '.join(names)}")
     click.echo(text)

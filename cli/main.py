@@ -54,16 +54,24 @@ class Root(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(SUMMARIES.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Did-you-mean for commands."""
         from ..planner.errors import did_you_mean
 
         if args and args[0] not in COMMANDS:
-            raise click.UsageError(f"no command {args[0]!r}; commands are {', '.join(COMMANDS)}{did_you_mean(args[0], COMMANDS)}")
+            raise click.UsageError(
+                f"no command {args[0]!r}; commands are {', '.join(COMMANDS)}{did_you_mean(args[0], COMMANDS)}"
+            )
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=Root, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=Root,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @plan_options(required=False)
 @click.version_option(package_name="trainplan")
 @click.pass_context
@@ -76,13 +84,21 @@ def root(ctx: click.Context, **options: object) -> None:
     trainplan --model ./config.json --gpus h100,a100-80 --tokens 2B --deadline 14d --method full --out plans/x
     """
     if ctx.invoked_subcommand is not None:
-        given = [name for name, value in options.items() if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+        given = [
+            name
+            for name, value in options.items()
+            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        ]
         if given:
-            raise click.UsageError(f"--{given[0].replace('_', '-')} stands before {ctx.invoked_subcommand}; put options after the command")
+            raise click.UsageError(
+                f"--{given[0].replace('_', '-')} stands before {ctx.invoked_subcommand}; put options after the command"
+            )
         return
     if options.get("model") is None and options.get("params") is None:
         if len(sys.argv) > 1 and any(a.startswith("--") for a in sys.argv[1:]):
-            raise click.UsageError("--model is missing; give a name, a config.json, a folder or a hub id, for example --model 70b")
+            raise click.UsageError(
+                "--model is missing; give a name, a config.json, a folder or a hub id, for example --model 70b"
+            )
         click.echo(ctx.get_help())
         return
     from .plan import run
@@ -117,7 +133,10 @@ def run_root(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("TRAINPLAN_TRACEBACK"):
             raise
-        return _fail(f"internal error: {type(error).__name__}: {_one_line(str(error))}; set TRAINPLAN_TRACEBACK=1 to see where", 1)
+        return _fail(
+            f"internal error: {type(error).__name__}: {_one_line(str(error))}; set TRAINPLAN_TRACEBACK=1 to see where",
+            1,
+        )
 
 
 def _one_line(text: str) -> str:

@@ -56,7 +56,9 @@ def _write(document: dict[str, Any], folder: str) -> tuple[Path, ...]:
 
     where = Path(folder)
     document["launch"] = launch_command(
-        nodes=document["decision"]["nodes"], gpus_per_node=document["decision"]["gpus_per_node"], config=str(where / "ds_config.json")
+        nodes=document["decision"]["nodes"],
+        gpus_per_node=document["decision"]["gpus_per_node"],
+        config=str(where / "ds_config.json"),
     )
     return write_files(where, {"ds_config.json": to_json(document["ds_config"]), "plan.json": to_json(document)})
 

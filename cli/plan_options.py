@@ -30,18 +30,28 @@ class Dollars(click.ParamType):
         except ValueError:
             amount = math.nan
         if not 0 < amount <= 1e12:
-            self.fail(f"--budget: not an amount of dollars, got {value!r}; allowed is above 0 up to 1e12; for example 250000 or 250k", param, ctx)
+            self.fail(
+                f"--budget: not an amount of dollars, got {value!r}; allowed is above 0 up to 1e12; for example 250000 or 250k",
+                param,
+                ctx,
+            )
         return amount
 
 
 WHAT = (
     click.option("--model", "-m", help="Catalog name (70b, llama-3-8b), config.json, folder, or hub id."),
-    click.option("--params", help="Describe a model by hand: parameters, for example 13e9 (with --layers and --hidden)."),
+    click.option(
+        "--params", help="Describe a model by hand: parameters, for example 13e9 (with --layers and --hidden)."
+    ),
     click.option("--layers", type=click.IntRange(1, 10_000), help="By hand: number of layers."),
     click.option("--hidden", type=click.IntRange(1, 10_000_000), help="By hand: hidden size."),
     click.option("--heads", type=click.IntRange(1, 100_000), help="By hand: attention heads."),
     click.option("--kv-heads", type=click.IntRange(1, 100_000), help="By hand: key-value heads."),
-    click.option("--intermediate", type=click.IntRange(1, 10_000_000), help="By hand: MLP width; solved from --params if left out."),
+    click.option(
+        "--intermediate",
+        type=click.IntRange(1, 10_000_000),
+        help="By hand: MLP width; solved from --params if left out.",
+    ),
     click.option("--vocab", type=click.IntRange(1, 10_000_000), help="By hand: vocabulary.  [default: 32000]"),
 )
 JOB = (
@@ -57,21 +67,43 @@ MACHINES = (
     click.option("--region", help="Only this region."),
     click.option("--tier", type=click.Choice(TIERS), help="How nodes are paid for.  [default: on-demand]"),
     click.option("--price", type=float, help="USD per GPU-hour of your own machines."),
-    click.option("--gpus-per-node", type=click.IntRange(1, 1024), help="GPUs in one of your own machines.  [default: 8]"),
-    click.option("--host-memory-gib", type=float, help="Host RAM of a node in GiB, where the catalog does not know it."),
-    click.option("--internode-gbps", type=float, help="Network of a node in Gbit/s, where the catalog does not know it."),
+    click.option(
+        "--gpus-per-node", type=click.IntRange(1, 1024), help="GPUs in one of your own machines.  [default: 8]"
+    ),
+    click.option(
+        "--host-memory-gib", type=float, help="Host RAM of a node in GiB, where the catalog does not know it."
+    ),
+    click.option(
+        "--internode-gbps", type=float, help="Network of a node in Gbit/s, where the catalog does not know it."
+    ),
 )
 STRATEGIES = (
     click.option("--lora-rank", type=int, help="Rank of LoRA and QLoRA adapters.  [default: 16]"),
     click.option("--lora-targets", help="Modules to adapt: q_proj,v_proj.  [default: every linear layer]"),
-    click.option("--require", multiple=True, metavar="STRATEGY", help="Only plans with it (zero-3, offload-optimizer-cpu, ...); repeatable."),
+    click.option(
+        "--require",
+        multiple=True,
+        metavar="STRATEGY",
+        help="Only plans with it (zero-3, offload-optimizer-cpu, ...); repeatable.",
+    ),
     click.option("--forbid", multiple=True, metavar="STRATEGY", help="No plans with it; repeatable."),
     click.option("--nvme-path", help="Where NVMe is mounted on a node.  [default: /local_nvme]"),
 )
 CHOICE = (
-    click.option("--budget", type=Dollars(), is_flag=False, flag_value=CHEAPEST, help="Bare: the cheapest plan of any method. USD: the most faithful method this pays for."),
+    click.option(
+        "--budget",
+        type=Dollars(),
+        is_flag=False,
+        flag_value=CHEAPEST,
+        help="Bare: the cheapest plan of any method. USD: the most faithful method this pays for.",
+    ),
     click.option("--deadline", help="14d, 36h.  [default: 30d]"),
-    click.option("--method", type=click.Choice(METHODS), multiple=True, help="Allowed methods; repeatable.  [default: full; any with --budget]"),
+    click.option(
+        "--method",
+        type=click.Choice(METHODS),
+        multiple=True,
+        help="Allowed methods; repeatable.  [default: full; any with --budget]",
+    ),
 )
 OUTPUT = (
     click.option("--out", help="Folder for ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"),
@@ -111,7 +143,9 @@ def model_from(options: dict[str, Any]) -> Any:
     reference = options.pop("model", None)
     hand = {name: value for name in BY_HAND if (value := options.pop(name, None)) is not None}
     if reference is not None and hand:
-        raise InputError(f"--model {reference}: and --{next(iter(hand)).replace('_', '-')} contradict each other; give one of them")
+        raise InputError(
+            f"--model {reference}: and --{next(iter(hand)).replace('_', '-')} contradict each other; give one of them"
+        )
     if reference is not None:
         found = find_model(reference)
         if found.note:
@@ -119,7 +153,9 @@ def model_from(options: dict[str, Any]) -> Any:
         return found.model
     missing = [name for name in ("params", "layers", "hidden") if name not in hand]
     if missing:
-        raise InputError(f"--{missing[0]}: missing; a model by hand needs --params, --layers and --hidden; or give --model")
+        raise InputError(
+            f"--{missing[0]}: missing; a model by hand needs --params, --layers and --hidden; or give --model"
+        )
     try:
         hand["params"] = float(hand["params"])
     except ValueError:

@@ -82,9 +82,13 @@ def all_work(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
 def step_time(ledger: Ledger, setting: Setting, node: Node) -> StepTime:
     """Seconds of one optimizer step, with every term."""
     return price(
-        all_work(ledger, setting), node, nodes=setting.nodes, ranks_per_node=setting.ranks_per_node,
-        gradient_accumulation_steps=setting.gradient_accumulation_steps, precision=ledger.computation.precision,
-    )  # fmt: skip
+        all_work(ledger, setting),
+        node,
+        nodes=setting.nodes,
+        ranks_per_node=setting.ranks_per_node,
+        gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        precision=ledger.computation.precision,
+    )
 
 
 def step_parts(ledger: Ledger, computation: Computation, setting: Setting, node: Node) -> tuple[PartTime, ...]:
@@ -97,10 +101,14 @@ def step_parts(ledger: Ledger, computation: Computation, setting: Setting, node:
         node: the machine.
     """
     return price_parts(
-        ledger.work, node, nodes=setting.nodes, ranks_per_node=setting.ranks_per_node,
-        gradient_accumulation_steps=setting.gradient_accumulation_steps, precision=computation.precision,
+        ledger.work,
+        node,
+        nodes=setting.nodes,
+        ranks_per_node=setting.ranks_per_node,
+        gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        precision=computation.precision,
         given=_compute_sums(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node),
-    )  # fmt: skip
+    )
 
 
 @lru_cache(maxsize=65536)

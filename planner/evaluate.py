@@ -59,9 +59,7 @@ def activation_entries(model: Model, computation: Computation, seq_len: int, mic
             f"inputs of {k} layers, {tokens}",
             where,
         ),
-        line(
-            Item.SEGMENT, sums.segment, (Phase.RECOMPUTE,), f"one recomputed layer and its temporaries, {tokens}"
-        ),
+        line(Item.SEGMENT, sums.segment, (Phase.RECOMPUTE,), f"one recomputed layer and its temporaries, {tokens}"),
         line(Item.TRANSIENT, sums.transient, (Phase.BACKWARD,), f"backward of one layer, {tokens}"),
         line(Item.SEGMENT, sums.first, (Phase.BACKWARD_END,), f"first layer and its temporaries, {tokens}"),
         line(Item.HEAD, head, (Phase.FORWARD, Phase.LOSS), tokens),
@@ -87,11 +85,24 @@ def _host_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
         loading = min(loading, LARGEST_SHARD_BYTES)
     return (
         Entry(
-            Item.PROCESS, Device.HOST, round(process.point * GIB), ALWAYS, "one training process", Certainty.ASSUMED,
-            process.source, round(process.upper * GIB),
+            Item.PROCESS,
+            Device.HOST,
+            round(process.point * GIB),
+            ALWAYS,
+            "one training process",
+            Certainty.ASSUMED,
+            process.source,
+            round(process.upper * GIB),
         ),
-        Entry(Item.LOADING, Device.HOST, loading, (Phase.START,), "16-bit weights read before they reach the GPU", Certainty.ASSUMED),
-    )  # fmt: skip
+        Entry(
+            Item.LOADING,
+            Device.HOST,
+            loading,
+            (Phase.START,),
+            "16-bit weights read before they reach the GPU",
+            Certainty.ASSUMED,
+        ),
+    )
 
 
 LARGEST_SHARD_BYTES = (

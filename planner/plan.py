@@ -115,9 +115,12 @@ class StackRow:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
-            "strategy": self.strategy, "allocated_bytes": self.allocated_bytes, "host_bytes_per_node": self.host_bytes,
-            "step_s": self.step_s, "deepspeed": self.deepspeed,
-        }  # fmt: skip
+            "strategy": self.strategy,
+            "allocated_bytes": self.allocated_bytes,
+            "host_bytes_per_node": self.host_bytes,
+            "step_s": self.step_s,
+            "deepspeed": self.deepspeed,
+        }
 
 
 def stack_rows(candidate: Candidate, price: Any) -> tuple[StackRow, ...]:
@@ -184,8 +187,20 @@ def decision(c: Candidate) -> dict[str, Any]:
 
 def summary(c: Candidate) -> dict[str, Any]:
     """One line of a table of plans."""
-    keys = ("gpus", "nodes", "gpu", "offer", "method", "zero_stage", "strategies", "micro_batch", "gradient_accumulation_steps",
-            "checkpointed_layers", "hours", "cost_usd")  # fmt: skip
+    keys = (
+        "gpus",
+        "nodes",
+        "gpu",
+        "offer",
+        "method",
+        "zero_stage",
+        "strategies",
+        "micro_batch",
+        "gradient_accumulation_steps",
+        "checkpointed_layers",
+        "hours",
+        "cost_usd",
+    )
     row = decision(c)
     return {key: row[key] for key in keys} | {"upper_bound_bytes": c.gpu.upper_bound_bytes}
 
@@ -248,9 +263,15 @@ def entries(ledger: Ledger, device: Device) -> list[dict[str, Any]]:
 def entry_row(e: Entry) -> dict[str, Any]:
     """One line."""
     return {
-        "item": e.item.label, "section": e.item.section, "bytes": e.bytes, "upper_bytes": e.upper_bytes,
-        "phases": [p.value for p in e.phases], "why": e.why, "certainty": e.certainty.value, "source": e.source,
-    }  # fmt: skip
+        "item": e.item.label,
+        "section": e.item.section,
+        "bytes": e.bytes,
+        "upper_bytes": e.upper_bytes,
+        "phases": [p.value for p in e.phases],
+        "why": e.why,
+        "certainty": e.certainty.value,
+        "source": e.source,
+    }
 
 
 def time_document(c: Candidate) -> dict[str, Any]:
@@ -313,10 +334,18 @@ def constraint_row(x: Constraint) -> dict[str, Any]:
 def certificate_document(c: Certificate) -> dict[str, Any]:
     """Why the answer may be believed."""
     return {
-        "solver": c.solver, "version": c.version, "status": c.status.value, "objective": c.objective.value, "value": c.value,
-        "bound": c.bound, "gap": c.gap, "columns": c.columns, "columns_in_program": c.in_program, "refuted_points": c.cuts,
+        "solver": c.solver,
+        "version": c.version,
+        "status": c.status.value,
+        "objective": c.objective.value,
+        "value": c.value,
+        "bound": c.bound,
+        "gap": c.gap,
+        "columns": c.columns,
+        "columns_in_program": c.in_program,
+        "refuted_points": c.cuts,
         "seconds": round(c.seconds, 4),
-    }  # fmt: skip
+    }
 
 
 def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:

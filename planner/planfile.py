@@ -16,8 +16,14 @@ from .request import Request, request_from
 LARGEST_BYTES = 8 * 2**20
 AGAIN = "plan again with this version of trainplan"
 SHAPE: Mapping[str, type | tuple[type, ...]] = {
-    "decision": dict, "given_up": str, "model": dict, "memory": dict, "time": dict, "stack": list, "request": dict,
-}  # fmt: skip
+    "decision": dict,
+    "given_up": str,
+    "model": dict,
+    "memory": dict,
+    "time": dict,
+    "stack": list,
+    "request": dict,
+}
 
 
 def read_plan(reference: str) -> dict[str, Any]:
@@ -30,10 +36,14 @@ def read_plan(reference: str) -> dict[str, Any]:
     path = path / "plan.json" if path.is_dir() else path
     try:
         if path.stat().st_size > LARGEST_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size:,} bytes; a plan has at most {LARGEST_BYTES:,}; is this a plan.json?")
+            raise InputError(
+                f"{path}: {path.stat().st_size:,} bytes; a plan has at most {LARGEST_BYTES:,}; is this a plan.json?"
+            )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
-        raise InputError(f"{reference}: cannot be read, {getattr(error, 'strerror', None) or error}; give a plan.json or its folder") from error
+        raise InputError(
+            f"{reference}: cannot be read, {getattr(error, 'strerror', None) or error}; give a plan.json or its folder"
+        ) from error
     document = dict(parse_config(data, where=str(path)))
     _check(document, path)
     return document

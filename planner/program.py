@@ -252,9 +252,12 @@ def solve(
         column, layers, groups, certificate = answer
         if dispose(column.key, layers, groups):
             done = replace(
-                certificate, columns=considered or len(columns), in_program=len(useful), cuts=len(cuts),
+                certificate,
+                columns=considered or len(columns),
+                in_program=len(useful),
+                cuts=len(cuts),
                 seconds=time.perf_counter() - began,
-            )  # fmt: skip
+            )
             return Choice(key=column.key, layers=layers, groups=groups, certificate=done)
         cuts.append(Cut(column.key, layers, groups))
     raise SolverError(
@@ -294,9 +297,12 @@ def _solve_once(
         built.problem += goal <= certificate.value + TIE * max(abs(certificate.value), 1.0), f"keep_{name}"
     assert first is not None
     chosen = next(c for c in columns if built.choose[c.key].value() > 0.5)
-    return chosen, _integer(built.layers.get(chosen.key), chosen.box.low_layers), _integer(
-        built.groups.get(chosen.key), chosen.box.low_groups
-    ), first  # fmt: skip
+    return (
+        chosen,
+        _integer(built.layers.get(chosen.key), chosen.box.low_layers),
+        _integer(built.groups.get(chosen.key), chosen.box.low_groups),
+        first,
+    )
 
 
 def _integer(variable: Any, otherwise: int) -> int:
@@ -441,9 +447,17 @@ def _run(problem: Any, objective: Objective) -> Certificate:
         )
     value = pulp.value(problem.objective) if status is Status.OPTIMAL else math.nan
     return Certificate(
-        solver="HiGHS", version=highspy.Highs().version(), status=status, objective=objective, value=value or 0.0,
-        bound=_bound(problem, value or 0.0), columns=0, in_program=0, cuts=0, seconds=time.perf_counter() - began,
-    )  # fmt: skip
+        solver="HiGHS",
+        version=highspy.Highs().version(),
+        status=status,
+        objective=objective,
+        value=value or 0.0,
+        bound=_bound(problem, value or 0.0),
+        columns=0,
+        in_program=0,
+        cuts=0,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _bound(problem: Any, otherwise: float) -> float:

@@ -86,9 +86,12 @@ class Space:
 
 
 def explore(
-    workload: Workload, offers: Sequence[Offer], families: Sequence[Family], demand: Demand,
+    workload: Workload,
+    offers: Sequence[Offer],
+    families: Sequence[Family],
+    demand: Demand,
     progress: Callable[[str], None] = lambda _: None,
-) -> Space:  # fmt: skip
+) -> Space:
     """Every column that batch, fabric and strategy admit and that could still be the best of its method.
 
     On given nodes of a given offer, dollars and hours are both proportional to the step's seconds, so under any budget
@@ -104,7 +107,9 @@ def explore(
         for members in by_method.values()
     ]
     for done, group in enumerate(sorted(groups, key=lambda g: g.least_usd)):
-        progress(f"{group.nodes} x {group.offers[0].node.gpus} x {group.offers[0].node.gpu.name}: {done + 1} of {len(groups)} groups of machines")
+        progress(
+            f"{group.nodes} x {group.offers[0].node.gpus} x {group.offers[0].node.gpu.name}: {done + 1} of {len(groups)} groups of machines"
+        )
         _explore_group(space, group)
     return space
 
@@ -129,10 +134,18 @@ class Group:
     least_usd: float
 
 
-def _group(workload: Workload, nodes: int, offers: Sequence[Offer], families: Sequence[Family], demand: Demand) -> Group:
+def _group(
+    workload: Workload, nodes: int, offers: Sequence[Offer], families: Sequence[Family], demand: Demand
+) -> Group:
     node, trials = offers[0].node, []
     for micro_batch in _micro_batches(workload, nodes * node.gpus):
-        setting = Setting(workload=workload, nodes=nodes, ranks_per_node=node.gpus, micro_batch=micro_batch, nvme_path=demand.nvme_path)
+        setting = Setting(
+            workload=workload,
+            nodes=nodes,
+            ranks_per_node=node.gpus,
+            micro_batch=micro_batch,
+            nvme_path=demand.nvme_path,
+        )
         trials += [Trial(least_s=_compute_only_s(f, setting, node), family=f, setting=setting) for f in families]
     trials.sort(key=lambda t: (t.least_s, t.family.simplicity, t.setting.micro_batch))
     least_s = trials[0].least_s if trials else math.inf
@@ -219,16 +232,23 @@ def _compute_only_s(family: Family, setting: Setting, node: Node) -> float:
     computation = _leanest_computation(family, setting, node)
     if computation is None:
         return math.inf
-    return _compute_s(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node) * setting.gradient_accumulation_steps
+    return (
+        _compute_s(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node)
+        * setting.gradient_accumulation_steps
+    )
 
 
 @lru_cache(maxsize=65536)
 def _compute_s(model: Model, computation: Computation, seq_len: int, micro_batch: int, node: Node) -> float:
     """Seconds of compute of one micro-step."""
     parts = price_parts(
-        compute_work(model, computation, seq_len, micro_batch), node, nodes=1, ranks_per_node=node.gpus,
-        gradient_accumulation_steps=1, precision=computation.precision,
-    )  # fmt: skip
+        compute_work(model, computation, seq_len, micro_batch),
+        node,
+        nodes=1,
+        ranks_per_node=node.gpus,
+        gradient_accumulation_steps=1,
+        precision=computation.precision,
+    )
     return sum(part.times * max(part.bounds_s) for part in parts)
 
 
@@ -242,11 +262,16 @@ def _activations(model: Model, computation: Computation, seq_len: int, micro_bat
 
 
 @lru_cache(maxsize=65536)
-def _fewest_layers(model: Model, computation: Computation, seq_len: int, micro_batch: int, capacity_bytes: int) -> Computation | None:
+def _fewest_layers(
+    model: Model, computation: Computation, seq_len: int, micro_batch: int, capacity_bytes: int
+) -> Computation | None:
     """The computation with the fewest checkpointed layers whose activations fit with nothing else on the GPU."""
 
     def fits(layers: int) -> bool:
-        return _activations(model, replace(computation, checkpointed_layers=layers), seq_len, micro_batch) <= capacity_bytes
+        return (
+            _activations(model, replace(computation, checkpointed_layers=layers), seq_len, micro_batch)
+            <= capacity_bytes
+        )
 
     if not computation.checkpointed_layers:
         return computation if fits(0) else None
@@ -285,7 +310,9 @@ def _add(space: Space, setting: Setting, family: Family, offers: Sequence[Offer]
     ``quickest`` holds each offer's best confirmed seconds, and is brought up to date.
     """
     box, node = _box(family, setting.model.layers), offers[0].node
-    refused = next((r for s in family.at(box.high_layers, box.high_groups).strategies if (r := s.accepts(setting))), None)
+    refused = next(
+        (r for s in family.at(box.high_layers, box.high_groups).strategies if (r := s.accepts(setting))), None
+    )
     if refused:
         space.dropped[refused] += 1
         return True
@@ -294,7 +321,9 @@ def _add(space: Space, setting: Setting, family: Family, offers: Sequence[Offer]
         if setting.micro_batch == 1:
             space.misses += [Point(offer=offer, family=family, setting=setting) for offer in offers]
         return False
-    lightest = leanest if box.low_groups == box.high_groups else _folded(family, setting, box.high_layers, box.low_groups)
+    lightest = (
+        leanest if box.low_groups == box.high_groups else _folded(family, setting, box.high_layers, box.low_groups)
+    )
     if _bound_s(lightest, family, setting, node) > max(quickest) * (1 + TIE):
         space.considered += len(offers)
         return True
@@ -331,13 +360,28 @@ def _add_columns(
             space.dropped["host RAM or NVMe unknown, and the stack needs it"] += 1
             continue
         admitted = _admitted_groups(family, setting, box, offer.node)
-        _add_column(space, Point(offer=offer, family=family, setting=setting), admitted, (*gpu_rows, *stores), parts, index, quickest)
+        _add_column(
+            space,
+            Point(offer=offer, family=family, setting=setting),
+            admitted,
+            (*gpu_rows, *stores),
+            parts,
+            index,
+            quickest,
+        )
 
 
 def _missed_columns(space: Space) -> None:
     """Columns of the points that no GPU held, for the elastic program; few requests ever need them."""
     for point in space.misses[:MOST_MISSES]:
-        _add_columns(space, point.setting, point.family, [point.offer], _box(point.family, point.setting.model.layers), [math.inf])
+        _add_columns(
+            space,
+            point.setting,
+            point.family,
+            [point.offer],
+            _box(point.family, point.setting.model.layers),
+            [math.inf],
+        )
 
 
 def _admitted_groups(family: Family, setting: Setting, box: Box, node: Node) -> Box:
@@ -347,7 +391,6 @@ def _admitted_groups(family: Family, setting: Setting, box: Box, node: Node) -> 
     """
     if box.high_groups == box.low_groups:
         return box
-
 
     def fits(groups: int) -> bool:
         return host_memory(_folded(family, setting, box.low_layers, groups), node, setting.ranks_per_node).fits
@@ -362,15 +405,29 @@ def _admitted_groups(family: Family, setting: Setting, box: Box, node: Node) -> 
 
 
 def _add_column(
-    space: Space, point: Point, box: Box, rows: tuple[Row, ...], parts: tuple[Part, ...], index: int, quickest: list[float]
+    space: Space,
+    point: Point,
+    box: Box,
+    rows: tuple[Row, ...],
+    parts: tuple[Part, ...],
+    index: int,
+    quickest: list[float],
 ) -> None:
     """Keep a column unless a confirmed one of the same method on the same nodes beats its bound."""
     setting = point.setting
-    per_step_s = run_cost(setting.workload, point.offer, setting.nodes, 1.0)  # dollars and hours are proportional to the step's seconds
+    per_step_s = run_cost(
+        setting.workload, point.offer, setting.nodes, 1.0
+    )  # dollars and hours are proportional to the step's seconds
     column = Column(
-        key=len(space.points), gpus=setting.world_size, simplicity=point.family.simplicity, usd_per_s=per_step_s.usd,
-        run_s_per_s=per_step_s.hours * HOUR_S, box=box, rows=rows, parts=parts,
-    )  # fmt: skip
+        key=len(space.points),
+        gpus=setting.world_size,
+        simplicity=point.family.simplicity,
+        usd_per_s=per_step_s.usd,
+        run_s_per_s=per_step_s.hours * HOUR_S,
+        box=box,
+        rows=rows,
+        parts=parts,
+    )
     if column.quick is None:
         space.points.append(point)
         space.infeasible.append(column)
@@ -413,7 +470,8 @@ def _gpu_rows(corners: Sequence[Ledger], box: Box, world_size: int, gpu: Gpu) ->
     fixed = fixed_device_bytes(world_size, upper=True) / GIB
     phases = [corner.by_phase(Device.GPU, upper=True) for corner in corners]
     return tuple(
-        Row(f"gpu_{phase.value}", _line([fixed + factor * p[phase] for p in phases], box), gpu.memory_bytes / GIB) for phase in Phase
+        Row(f"gpu_{phase.value}", _line([fixed + factor * p[phase] for p in phases], box), gpu.memory_bytes / GIB)
+        for phase in Phase
     )
 
 
@@ -444,7 +502,10 @@ def _parts(corners: Sequence[Ledger], box: Box, setting: Setting, node: Node) ->
             priced[corner] = step_parts(corner, corner.computation, setting, node)
     times = [priced[corner] for corner in corners]
     return tuple(
-        Part(first.times, tuple(_line([time[index].bounds_s[bound] for time in times], box) for bound in range(len(first.bounds_s))))
+        Part(
+            first.times,
+            tuple(_line([time[index].bounds_s[bound] for time in times], box) for bound in range(len(first.bounds_s))),
+        )
         for index, first in enumerate(times[0])
     )
 
@@ -493,8 +554,10 @@ def _pool(space: Space, columns: Sequence[Column], limits: Limits, objective: Ob
 def _value(column: Column, step_s: float, objective: Objective) -> float:
     """The objective for a step of so many seconds."""
     return {
-        Objective.COST: column.usd_per_s * step_s, Objective.TIME: column.run_s_per_s * step_s, Objective.GPUS: float(column.gpus),
-    }[objective]  # fmt: skip
+        Objective.COST: column.usd_per_s * step_s,
+        Objective.TIME: column.run_s_per_s * step_s,
+        Objective.GPUS: float(column.gpus),
+    }[objective]
 
 
 def _bound(column: Column, limits: Limits, objective: Objective) -> float:

@@ -139,22 +139,47 @@ def replicated(ledger: Ledger, setting: Setting) -> Ledger:
         replace(ledger, stage=0)
         .plus(
             Entry(Item.WEIGHTS, Device.GPU, e * n, ALWAYS, f"{e} B x {why}"),
-            Entry(Item.FROZEN, Device.GPU, e * ledger.frozen.total, ALWAYS, f"{e} B x {ledger.frozen.total:,} frozen elements"),
+            Entry(
+                Item.FROZEN,
+                Device.GPU,
+                e * ledger.frozen.total,
+                ALWAYS,
+                f"{e} B x {ledger.frozen.total:,} frozen elements",
+            ),
             master_entry(n if low_precision else 0, Device.GPU, f"4 B x {why}"),
             moments_entry(ledger, n, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
             Entry(Item.GRADIENTS, Device.GPU, e * n, gradient_phases(setting), f"{e} B x {why}"),
-            Entry(Item.IN_FLIGHT, Device.GPU, in_flight_bytes(ledger, setting), BACKWARDS, "largest layer, or the embedding"),
             Entry(
-                Item.STEP_TEMPORARIES, Device.GPU, max(temporaries, flatten), (Phase.STEP,),
+                Item.IN_FLIGHT,
+                Device.GPU,
+                in_flight_bytes(ledger, setting),
+                BACKWARDS,
+                "largest layer, or the embedding",
+            ),
+            Entry(
+                Item.STEP_TEMPORARIES,
+                Device.GPU,
+                max(temporaries, flatten),
+                (Phase.STEP,),
                 f"max(4 B x N + 8 B x largest tensor {ledger.trainable.largest:,}, all-reduce copy {flatten:,} B)",
             ),
         )
         .doing(
-            Work(name=OPTIMIZER_UPDATE, resource=Resource.MEMORY, amount=update_traffic_bytes(ledger, n), when=When.STEP, once=True),
             Work(
-                name=GRADIENT_ALL_REDUCE, resource=Resource.ALL_REDUCE, amount=e * n, when=When.STEP, once=True,
+                name=OPTIMIZER_UPDATE,
+                resource=Resource.MEMORY,
+                amount=update_traffic_bytes(ledger, n),
+                when=When.STEP,
+                once=True,
+            ),
+            Work(
+                name=GRADIENT_ALL_REDUCE,
+                resource=Resource.ALL_REDUCE,
+                amount=e * n,
+                when=When.STEP,
+                once=True,
                 message_bytes=e * min(n, ALL_REDUCE_BUCKET_ELEMENTS),
                 source="DeepSpeed 0.19.8 runtime/engine.py, allreduce_gradients: after the last backward, not overlapped",
             ),
         )
-    )  # fmt: skip
+    )

@@ -62,6 +62,15 @@ def gib(amount: float) -> str:
     return f"{amount / GIB:,.2f} GiB"
 
 
+def gib_count(number: float) -> str:
+    """A number of GiB.
+
+    >>> gib_count(1.5)
+    '1.5 GiB'
+    """
+    return f"{number:,.1f} GiB"
+
+
 def usd(amount: float) -> str:
     """Dollars; cents below a hundred.
 

@@ -51,9 +51,13 @@ class Checkpointing:
         )
         if not self.on_host:
             return changed
-        size = ledger.computation.precision.bytes * setting.model.hidden * setting.workload.seq_len * setting.micro_batch
+        size = (
+            ledger.computation.precision.bytes * setting.model.hidden * setting.workload.seq_len * setting.micro_batch
+        )
         moved = float(self.layers * size)
         return changed.doing(
             Work(name="checkpoints to host", resource=Resource.GPU_TO_HOST, amount=moved, when=When.FORWARD, side=True),
-            Work(name="checkpoints from host", resource=Resource.HOST_TO_GPU, amount=moved, when=When.BACKWARD, side=True),
+            Work(
+                name="checkpoints from host", resource=Resource.HOST_TO_GPU, amount=moved, when=When.BACKWARD, side=True
+            ),
         )

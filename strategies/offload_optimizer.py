@@ -13,7 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..planner.ledger import ALWAYS, BACKWARDS, Device, Entry, Item, Ledger, Phase, flat_partition, tensor_partition, touched
+from ..planner.ledger import (
+    ALWAYS,
+    BACKWARDS,
+    Device,
+    Entry,
+    Item,
+    Ledger,
+    Phase,
+    flat_partition,
+    tensor_partition,
+    touched,
+)
 from ..planner.states import FP32, OPTIMIZER_UPDATE, accumulating, update_traffic_bytes
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
@@ -99,8 +110,20 @@ class OffloadOptimizer:
                 *_host_states(ledger, min(host + group, part) if self.partial else host, why, master_pinned=False),
                 _pinned_entry(Item.GRADIENTS, e * part, f"{e} B x {part:,}, pinned"),
                 Entry(Item.MASTER, Device.GPU, FP32 * stay, ALWAYS, f"4 B x {stay:,} elements that stay"),
-                Entry(Item.MOMENTS, Device.GPU, round(ledger.optimizer.state_bytes * stay), ALWAYS, f"{stay:,} elements that stay"),
-                Entry(Item.STEP_TEMPORARIES, Device.GPU, FP32 * (stay + group if stay else 0), (Phase.STEP,), "fp32 gradients of what stays"),
+                Entry(
+                    Item.MOMENTS,
+                    Device.GPU,
+                    round(ledger.optimizer.state_bytes * stay),
+                    ALWAYS,
+                    f"{stay:,} elements that stay",
+                ),
+                Entry(
+                    Item.STEP_TEMPORARIES,
+                    Device.GPU,
+                    FP32 * (stay + group if stay else 0),
+                    (Phase.STEP,),
+                    "fp32 gradients of what stays",
+                ),
             )
             .not_doing(OPTIMIZER_UPDATE)
             .doing(*_cpu_update(host), *_stage3_traffic(ledger, setting, part), *_gpu_update(ledger, part - host))
@@ -123,7 +146,13 @@ def _host_states(ledger: Ledger, elements: int, why: str, *, master_pinned: bool
     return (
         Entry(Item.MASTER, Device.HOST, master, ALWAYS, f"4 B x {why}", upper=pinned(master) if master_pinned else 0),
         _pinned_entry(Item.GRADIENTS_HOST, FP32 * elements, f"4 B x {why}, pinned"),
-        Entry(Item.MOMENTS, Device.HOST, round(ledger.optimizer.state_bytes * elements), ALWAYS, f"{ledger.optimizer.state_bytes:g} B x {why}"),
+        Entry(
+            Item.MOMENTS,
+            Device.HOST,
+            round(ledger.optimizer.state_bytes * elements),
+            ALWAYS,
+            f"{ledger.optimizer.state_bytes:g} B x {why}",
+        ),
     )
 
 
@@ -132,18 +161,28 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
     e, d = ledger.computation.precision.bytes, setting.world_size
     part, largest = flat_partition(ledger.trainable, d), ledger.trainable.largest
     why = f"{part:,} elements of the slice"
-    dropped = (Item.MASTER, Item.MOMENTS, Item.STEP_TEMPORARIES) + ((Item.GRADIENTS, Item.ACCUMULATED) if ledger.stage == 2 else ())
+    dropped = (Item.MASTER, Item.MOMENTS, Item.STEP_TEMPORARIES) + (
+        (Item.GRADIENTS, Item.ACCUMULATED) if ledger.stage == 2 else ()
+    )
     earlier = e * touched(ledger.trainable, d) if accumulating(setting) else 0
     left = ledger.without(*dropped)
     if ledger.stage == 1:  # the whole gradient stays in .grad until the last micro-step's reduction
-        left = replace(left, entries=tuple(x for x in left.entries if not (x.item is Item.GRADIENTS and x.phases == (Phase.STEP,))))
+        left = replace(
+            left, entries=tuple(x for x in left.entries if not (x.item is Item.GRADIENTS and x.phases == (Phase.STEP,)))
+        )
     keys = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "overlap_comm": False}
     bucket = left.bytes_of(Item.REDUCE_BUCKET)
     phases = next((x.phases for x in left.entries if x.item is Item.REDUCE_BUCKET), BACKWARDS)
     return (
         left.without(Item.REDUCE_BUCKET)
         .plus(
-            Entry(Item.REDUCE_BUCKET, Device.GPU, bucket // 2, phases, "one bucket: overlap_comm is off with the offloaded optimizer"),
+            Entry(
+                Item.REDUCE_BUCKET,
+                Device.GPU,
+                bucket // 2,
+                phases,
+                "one bucket: overlap_comm is off with the offloaded optimizer",
+            ),
             *_host_states(ledger, part, why, master_pinned=True),
             _pinned_entry(Item.WEIGHTS_HOST_COPY, e * part, f"{e} B x {why}, pinned"),
             _pinned_entry(Item.OFFLOAD_STAGING, e * largest, f"{e} B x largest tensor {largest:,}, pinned"),
@@ -152,21 +191,37 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
         )
         .not_doing(OPTIMIZER_UPDATE)
         .doing(*_cpu_update(part), *_flat_traffic(ledger, setting, part))
-        .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger), data_types={"grad_accum_dtype": ledger.computation.precision.value})
-    )  # fmt: skip
+        .keys(
+            zero_optimization=keys,
+            optimizer=_cpu_adam(ledger),
+            data_types={"grad_accum_dtype": ledger.computation.precision.value},
+        )
+    )
 
 
 def _cpu_update(elements: int) -> tuple[Work, ...]:
     return (
-        Work(name="CPU optimizer", resource=Resource.HOST_MEMORY, amount=CPU_ADAM_BYTES * elements, when=When.STEP, once=True,
-             source="arithmetic; DeepSpeed 0.19.8 csrc/adam/cpu_adam.cpp"),
-    )  # fmt: skip
+        Work(
+            name="CPU optimizer",
+            resource=Resource.HOST_MEMORY,
+            amount=CPU_ADAM_BYTES * elements,
+            when=When.STEP,
+            once=True,
+            source="arithmetic; DeepSpeed 0.19.8 csrc/adam/cpu_adam.cpp",
+        ),
+    )
 
 
 def _gpu_update(ledger: Ledger, elements: int) -> tuple[Work, ...]:
     return (
-        Work(name=OPTIMIZER_UPDATE, resource=Resource.MEMORY, amount=update_traffic_bytes(ledger, elements), when=When.STEP, once=True),
-    )  # fmt: skip
+        Work(
+            name=OPTIMIZER_UPDATE,
+            resource=Resource.MEMORY,
+            amount=update_traffic_bytes(ledger, elements),
+            when=When.STEP,
+            once=True,
+        ),
+    )
 
 
 def _flat_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ...]:
@@ -174,10 +229,31 @@ def _flat_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ..
     e = ledger.computation.precision.bytes
     per_micro = float(e * touched(ledger.trainable, setting.world_size)) if accumulating(setting) else 0.0
     return (
-        Work(name="gradients to host", resource=Resource.GPU_TO_HOST, amount=FP32 * part, when=When.BACKWARD, once=True, side=True),
-        Work(name="accumulate gradients on host", resource=Resource.GPU_TO_HOST, amount=per_micro, when=When.BACKWARD, side=True),
-        Work(name="accumulated gradients from host", resource=Resource.HOST_TO_GPU, amount=per_micro, when=When.BACKWARD, side=True),
-        Work(name="updated weights from host", resource=Resource.HOST_TO_GPU, amount=e * part, when=When.STEP, once=True),
+        Work(
+            name="gradients to host",
+            resource=Resource.GPU_TO_HOST,
+            amount=FP32 * part,
+            when=When.BACKWARD,
+            once=True,
+            side=True,
+        ),
+        Work(
+            name="accumulate gradients on host",
+            resource=Resource.GPU_TO_HOST,
+            amount=per_micro,
+            when=When.BACKWARD,
+            side=True,
+        ),
+        Work(
+            name="accumulated gradients from host",
+            resource=Resource.HOST_TO_GPU,
+            amount=per_micro,
+            when=When.BACKWARD,
+            side=True,
+        ),
+        Work(
+            name="updated weights from host", resource=Resource.HOST_TO_GPU, amount=e * part, when=When.STEP, once=True
+        ),
     )
 
 
@@ -186,9 +262,24 @@ def _stage3_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, 
     e = ledger.computation.precision.bytes
     return (
         Work(name="gradients to host", resource=Resource.GPU_TO_HOST, amount=e * part, when=When.BACKWARD, side=True),
-        Work(name="accumulated gradients from host", resource=Resource.HOST_TO_GPU, amount=e * part, when=When.BACKWARD, side=True),
-        Work(name="fp32 gradients to host", resource=Resource.GPU_TO_HOST, amount=FP32 * part, when=When.BACKWARD, once=True, side=True),
-        Work(name="updated weights from host", resource=Resource.HOST_TO_GPU, amount=e * part, when=When.STEP, once=True),
+        Work(
+            name="accumulated gradients from host",
+            resource=Resource.HOST_TO_GPU,
+            amount=e * part,
+            when=When.BACKWARD,
+            side=True,
+        ),
+        Work(
+            name="fp32 gradients to host",
+            resource=Resource.GPU_TO_HOST,
+            amount=FP32 * part,
+            when=When.BACKWARD,
+            once=True,
+            side=True,
+        ),
+        Work(
+            name="updated weights from host", resource=Resource.HOST_TO_GPU, amount=e * part, when=When.STEP, once=True
+        ),
     )
 
 
@@ -210,7 +301,8 @@ def _on_nvme(ledger: Ledger, setting: Setting) -> Ledger:
         )
         .not_doing(OPTIMIZER_UPDATE)
         .doing(
-            *_cpu_update(part), *_stage3_traffic(ledger, setting, part),
+            *_cpu_update(part),
+            *_stage3_traffic(ledger, setting, part),
             Work(name="states from NVMe", resource=Resource.NVME_READ, amount=moved, when=When.STEP, once=True),
             Work(name="states to NVMe", resource=Resource.NVME_WRITE, amount=moved, when=When.STEP, once=True),
         )
@@ -218,15 +310,26 @@ def _on_nvme(ledger: Ledger, setting: Setting) -> Ledger:
             zero_optimization={
                 "sub_group_size": NVME_SUB_GROUP_ELEMENTS,
                 "offload_optimizer": {
-                    "device": "nvme", "nvme_path": setting.nvme_path, "pin_memory": True, "buffer_count": SWAP_BUFFER_COUNT,
-                    "pipeline_read": False, "pipeline_write": False, "fast_init": False,
+                    "device": "nvme",
+                    "nvme_path": setting.nvme_path,
+                    "pin_memory": True,
+                    "buffer_count": SWAP_BUFFER_COUNT,
+                    "pipeline_read": False,
+                    "pipeline_write": False,
+                    "fast_init": False,
                 },
             },
             optimizer=_cpu_adam(ledger),
             aio=AIO,
         )
-    )  # fmt: skip
+    )
 
 
 # run with these values on a real engine; DeepSpeed 0.19.8 tutorials name them as starting points for NVMe
-AIO = {"block_size": 1_048_576, "queue_depth": 32, "intra_op_parallelism": 2, "single_submit": False, "overlap_events": True}
+AIO = {
+    "block_size": 1_048_576,
+    "queue_depth": 32,
+    "intra_op_parallelism": 2,
+    "single_submit": False,
+    "overlap_events": True,
+}

@@ -52,7 +52,14 @@ class OffloadParameters:
         left = ledger.without(Item.WEIGHTS, Item.FROZEN).doing(*_traffic(self.device, size))
         if self.device == "cpu":
             return left.plus(
-                Entry(Item.WEIGHTS, Device.HOST, size, ALWAYS, "pinned; start-up holds every tensor's own copy too", upper=2 * size)
+                Entry(
+                    Item.WEIGHTS,
+                    Device.HOST,
+                    size,
+                    ALWAYS,
+                    "pinned; start-up holds every tensor's own copy too",
+                    upper=2 * size,
+                )
             ).keys(zero_optimization={"offload_param": {"device": "cpu", "pin_memory": True}})
         return _on_nvme(left, setting, size)
 
@@ -66,16 +73,27 @@ def _on_nvme(ledger: Ledger, setting: Setting, size: int) -> Ledger:
     keys: dict[str, Any] = {
         "stage3_prefetch_bucket_size": 0,
         "offload_param": {
-            "device": "nvme", "nvme_path": setting.nvme_path, "pin_memory": True, "buffer_count": NVME_BUFFER_COUNT,
-            "buffer_size": buffer, "max_in_cpu": 0,
+            "device": "nvme",
+            "nvme_path": setting.nvme_path,
+            "pin_memory": True,
+            "buffer_count": NVME_BUFFER_COUNT,
+            "buffer_size": buffer,
+            "max_in_cpu": 0,
         },
-    }  # fmt: skip
+    }
     return (
         ledger.without(Item.GATHERED)
         .plus(
             replace(window, why=f"{window.why}; upper bound, since nothing is fetched ahead"),
             Entry(Item.WEIGHTS, Device.NVME, size, ALWAYS, f"{size:,} B a rank"),
-            Entry(Item.SWAP_BUFFERS, Device.HOST, pinned, ALWAYS, f"{NVME_BUFFER_COUNT} x {e} B x {buffer:,}, pinned", upper=2 * pinned),
+            Entry(
+                Item.SWAP_BUFFERS,
+                Device.HOST,
+                pinned,
+                ALWAYS,
+                f"{NVME_BUFFER_COUNT} x {e} B x {buffer:,}, pinned",
+                upper=2 * pinned,
+            ),
         )
         .keys(zero_optimization=keys)
     )
@@ -85,13 +103,25 @@ def _traffic(device: str, size: int) -> tuple[Work, ...]:
     """Down the host link (and from NVMe) for forward and for backward; updated weights go back once."""
     amount = float(size)
     link = tuple(
-        Work(name=f"parameters from host, {when.value}", resource=Resource.HOST_TO_GPU, amount=amount, when=when, side=True)
+        Work(
+            name=f"parameters from host, {when.value}",
+            resource=Resource.HOST_TO_GPU,
+            amount=amount,
+            when=when,
+            side=True,
+        )
         for when in (When.FORWARD, When.BACKWARD)
     )
     if device == "cpu":
         return link
     reads = tuple(
-        Work(name=f"parameters from NVMe, {when.value}", resource=Resource.NVME_READ, amount=amount, when=when, side=True)
+        Work(
+            name=f"parameters from NVMe, {when.value}", resource=Resource.NVME_READ, amount=amount, when=when, side=True
+        )
         for when in (When.FORWARD, When.BACKWARD)
     )
-    return (*link, *reads, Work(name="parameters to NVMe", resource=Resource.NVME_WRITE, amount=amount, when=When.STEP, once=True))
+    return (
+        *link,
+        *reads,
+        Work(name="parameters to NVMe", resource=Resource.NVME_WRITE, amount=amount, when=When.STEP, once=True),
+    )

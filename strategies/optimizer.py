@@ -18,12 +18,25 @@ OPTIMIZERS = {
         ADAMW,
         Kind(name="adamw-8bit", state_bytes=2.03125, deepspeed=None, source=BITSANDBYTES),
         Kind(name="paged-adamw-8bit", state_bytes=2.03125, deepspeed=None, source=BITSANDBYTES),
-        Kind(name="lion", state_bytes=4, deepspeed="Lion", source="one fp32 momentum; measured on DeepSpeed 0.19.8 engines"),
+        Kind(
+            name="lion",
+            state_bytes=4,
+            deepspeed="Lion",
+            source="one fp32 momentum; measured on DeepSpeed 0.19.8 engines",
+        ),
         Kind(name="adafactor", state_bytes=4, deepspeed="Adafactor", source=FLAT),
-        Kind(name="sgd", state_bytes=0, deepspeed="SGD", source="no momentum: no state; measured on DeepSpeed 0.19.8 engines"),
+        Kind(
+            name="sgd",
+            state_bytes=0,
+            deepspeed="SGD",
+            source="no momentum: no state; measured on DeepSpeed 0.19.8 engines",
+        ),
     )
 }
-LEARNING_RATE = {"full": 1e-5, "adapters": 2e-4}  # customary starting points, to be tuned: Touvron et al. 2023 §A; Dettmers et al. 2023 §B.2
+LEARNING_RATE = {
+    "full": 1e-5,
+    "adapters": 2e-4,
+}  # customary starting points, to be tuned: Touvron et al. 2023 §A; Dettmers et al. 2023 §B.2
 TRUSTED = ("AdamW", "Lion")  # DeepSpeed 0.19.8 runtime/zero/utils.py, ZERO_SUPPORTED_OPTIMIZERS
 
 

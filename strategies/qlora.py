@@ -38,7 +38,9 @@ def scales_bytes(numel: int, *, double_quantization: bool) -> int:
 
 def largest_linear(model: Model) -> int:
     """Elements of the largest quantised weight: what is dequantised at once."""
-    return max((p.numel for b, _ in model.distinct_blocks for p in b.parameters if p.kind is ParameterKind.LINEAR), default=0)
+    return max(
+        (p.numel for b, _ in model.distinct_blocks for p in b.parameters if p.kind is ParameterKind.LINEAR), default=0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,21 @@ class Qlora:
         scales = sum(scales_bytes(n, double_quantization=self.double_quantization) * c for n, c in quantized.histogram)
         buffer = ledger.computation.precision.bytes * largest_linear(model)
         return changed.plus(
-            Entry(Item.QUANTIZED, Device.GPU, quantized.total // 2, ALWAYS, f"0.5 B x {quantized.total:,} elements; {NOT_QUANTIZED}"),
-            Entry(Item.SCALES, Device.GPU, scales, ALWAYS, f"scales of {len(quantized.numels):,} tensors, block {BLOCK}"),
             Entry(
-                Item.DEQUANTIZED, Device.GPU, buffer, (Phase.FORWARD, *BACKWARDS), "largest linear weight in the training precision"
+                Item.QUANTIZED,
+                Device.GPU,
+                quantized.total // 2,
+                ALWAYS,
+                f"0.5 B x {quantized.total:,} elements; {NOT_QUANTIZED}",
+            ),
+            Entry(
+                Item.SCALES, Device.GPU, scales, ALWAYS, f"scales of {len(quantized.numels):,} tensors, block {BLOCK}"
+            ),
+            Entry(
+                Item.DEQUANTIZED,
+                Device.GPU,
+                buffer,
+                (Phase.FORWARD, *BACKWARDS),
+                "largest linear weight in the training precision",
             ),
         )

@@ -96,10 +96,20 @@ def fixed_strategies(choices: Choices, model: Model) -> tuple[Strategy, ...]:
 
 # Offload combinations a search looks at: (stage, optimizer on, parameters on).
 SHAPES: tuple[tuple[int, str | None, str | None], ...] = (
-    (0, None, None), (1, None, None), (2, None, None), (3, None, None),
-    (1, "cpu", None), (2, "cpu", None), (3, "cpu", None), (3, None, "cpu"), (3, "cpu", "cpu"),
-    (3, "nvme", None), (3, "nvme", "cpu"), (3, "nvme", "nvme"), (3, "cpu", "nvme"),
-)  # fmt: skip
+    (0, None, None),
+    (1, None, None),
+    (2, None, None),
+    (3, None, None),
+    (1, "cpu", None),
+    (2, "cpu", None),
+    (3, "cpu", None),
+    (3, None, "cpu"),
+    (3, "cpu", "cpu"),
+    (3, "nvme", None),
+    (3, "nvme", "cpu"),
+    (3, "nvme", "nvme"),
+    (3, "cpu", "nvme"),
+)
 
 
 def _shapes(method: Method, choices: Choices) -> Iterable[tuple[int, str | None, str | None]]:
@@ -124,7 +134,11 @@ def families(choices: Choices, model: Model) -> tuple[Family, ...]:
 
 def _wishes(choices: Choices) -> str:
     return " ".join(
-        [*(f"--method {m.value}" for m in choices.methods), *(f"--require {n}" for n in choices.require), *(f"--forbid {n}" for n in choices.forbid)]
+        [
+            *(f"--method {m.value}" for m in choices.methods),
+            *(f"--require {n}" for n in choices.require),
+            *(f"--forbid {n}" for n in choices.forbid),
+        ]
     )
 
 
@@ -158,7 +172,12 @@ def _shares(stage: int, optimizer_on: str | None) -> Iterable[int]:
 
 
 def _family(
-    method: Method, fixed: tuple[Strategy, ...], stage: int, optimizer_on: str | None, share: int, checkpointed: str | None
+    method: Method,
+    fixed: tuple[Strategy, ...],
+    stage: int,
+    optimizer_on: str | None,
+    share: int,
+    checkpointed: str | None,
 ) -> Family:
     if optimizer_on and not share:
         fixed += (OffloadOptimizer(optimizer_on),)
@@ -197,17 +216,23 @@ def one_family(stack_facts: Mapping[str, object], choices: Choices, model: Model
     """
     method = choices.methods[0]
     fixed: tuple[Strategy, ...] = (
-        *fixed_strategies(choices, model), *method_strategy(method, choices.adapters), Zero(int(str(stack_facts["zero_stage"]))),
-    )  # fmt: skip
+        *fixed_strategies(choices, model),
+        *method_strategy(method, choices.adapters),
+        Zero(int(str(stack_facts["zero_stage"]))),
+    )
     if stack_facts.get("offload_parameters"):
         fixed += (OffloadParameters(str(stack_facts["offload_parameters"])),)
     optimizer_on = stack_facts.get("offload_optimizer")
     partial = bool(stack_facts.get("partial_share"))
     checkpointed = stack_facts.get("checkpointing")
     family = _family(
-        method, fixed, int(str(stack_facts["zero_stage"])), str(optimizer_on) if optimizer_on else None,
-        GROUPS - 1 if partial else 0, str(checkpointed) if checkpointed else None,
-    )  # fmt: skip
+        method,
+        fixed,
+        int(str(stack_facts["zero_stage"])),
+        str(optimizer_on) if optimizer_on else None,
+        GROUPS - 1 if partial else 0,
+        str(checkpointed) if checkpointed else None,
+    )
     hit = refused(family.at(1, max(1, family.groups)).facts)
     if hit:
         raise InputError(f"strategies: {hit.message()}")

@@ -17,17 +17,40 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..planner.ledger import (
-    ALWAYS, BACKWARDS, Device, Entry, Item, Ledger, Phase, Tensors, flat_partition, tensor_partition, touched,
-)  # fmt: skip
+    ALWAYS,
+    BACKWARDS,
+    Device,
+    Entry,
+    Item,
+    Ledger,
+    Phase,
+    Tensors,
+    flat_partition,
+    tensor_partition,
+    touched,
+)
 from ..planner.model import Model
 from ..planner.states import (
-    FP32, GRADIENT_ALL_REDUCE, NORM_BYTES, OPTIMIZER_UPDATE, accumulating, in_flight_bytes, largest_module, layer_elements,
-    master_entry, moments_entry, replicated, update_traffic_bytes,
-)  # fmt: skip
+    FP32,
+    GRADIENT_ALL_REDUCE,
+    NORM_BYTES,
+    OPTIMIZER_UPDATE,
+    accumulating,
+    in_flight_bytes,
+    largest_module,
+    layer_elements,
+    master_entry,
+    moments_entry,
+    replicated,
+    update_traffic_bytes,
+)
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
 
-SMALLEST_BUCKET, LARGEST_BUCKET = 1_000_000, 50_000_000  # elements; below, launch latency rules; above, only memory grows
+SMALLEST_BUCKET, LARGEST_BUCKET = (
+    1_000_000,
+    50_000_000,
+)  # elements; below, launch latency rules; above, only memory grows
 PREFETCH_SHARE = 0.9  # of the bucket, as transformers resolves "auto": integrations/deepspeed.py, 0.9 h^2
 PERSISTENCE_PER_HIDDEN = 10  # elements, as transformers resolves "auto": 10 h
 SUB_GROUP_ELEMENTS = 100_000_000  # bounds the fp32 copies of the step; the default 1e9 keeps 6 GB of them
@@ -109,10 +132,16 @@ def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
     n, e = ledger.trainable.total, ledger.computation.precision.bytes
     phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else (Phase.BACKWARD_END,)
     touch = touched(ledger.trainable, setting.world_size)
-    return _flat_states(ledger, setting, bucket_phases=(*phases, *BACKWARDS)).plus(
-        Entry(Item.GRADIENTS, Device.GPU, e * n, phases, f"{e} B x {n:,}, whole until the last micro-step's reduction"),
-        Entry(Item.GRADIENTS, Device.GPU, e * touch, (Phase.STEP,), f"{e} B x P_touch {touch:,}"),
-    ).doing(_reduction(ledger, setting, once=True))  # fmt: skip
+    return (
+        _flat_states(ledger, setting, bucket_phases=(*phases, *BACKWARDS))
+        .plus(
+            Entry(
+                Item.GRADIENTS, Device.GPU, e * n, phases, f"{e} B x {n:,}, whole until the last micro-step's reduction"
+            ),
+            Entry(Item.GRADIENTS, Device.GPU, e * touch, (Phase.STEP,), f"{e} B x P_touch {touch:,}"),
+        )
+        .doing(_reduction(ledger, setting, once=True))
+    )
 
 
 def _stage2(ledger: Ledger, setting: Setting) -> Ledger:
@@ -122,13 +151,19 @@ def _stage2(ledger: Ledger, setting: Setting) -> Ledger:
     flat = _flat_states(ledger, setting, bucket_phases=BACKWARDS).doing(_reduction(ledger, setting, once=False))
     earlier = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
     if accumulates_fp32(ledger, setting):
-        buffer = Entry(Item.GRADIENTS, Device.GPU, FP32 * part, (*_union(earlier, BACKWARDS), Phase.STEP), f"4 B x slice {part:,}")
+        buffer = Entry(
+            Item.GRADIENTS, Device.GPU, FP32 * part, (*_union(earlier, BACKWARDS), Phase.STEP), f"4 B x slice {part:,}"
+        )
         norm = NORM_BYTES * min(ledger.trainable.largest, part)
-        step = Entry(Item.STEP_TEMPORARIES, Device.GPU, norm, (Phase.STEP,), "fp64 norm of the largest piece; no fp32 copy")
+        step = Entry(
+            Item.STEP_TEMPORARIES, Device.GPU, norm, (Phase.STEP,), "fp64 norm of the largest piece; no fp32 copy"
+        )
         return flat.without(Item.STEP_TEMPORARIES).plus(buffer, step).keys(data_types={"grad_accum_dtype": "fp32"})
     why = f"{e} B x P_touch {touch:,}"
     return flat.plus(
-        Entry(Item.ACCUMULATED, Device.GPU, e * touch, earlier, why) if earlier else Entry(Item.ACCUMULATED, Device.GPU, 0, (), why),
+        Entry(Item.ACCUMULATED, Device.GPU, e * touch, earlier, why)
+        if earlier
+        else Entry(Item.ACCUMULATED, Device.GPU, 0, (), why),
         Entry(Item.GRADIENTS, Device.GPU, e * touch, (Phase.BACKWARD_END, Phase.STEP), why),
     )
 
@@ -156,30 +191,57 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
     return (
         ledger.plus(
             Entry(Item.WEIGHTS, Device.GPU, e * part * d, ALWAYS, f"{e} B x {part * d:,} elements, flat"),
-            Entry(Item.FROZEN, Device.GPU, e * ledger.frozen.total, ALWAYS, f"{e} B x {ledger.frozen.total:,} frozen elements"),
+            Entry(
+                Item.FROZEN,
+                Device.GPU,
+                e * ledger.frozen.total,
+                ALWAYS,
+                f"{e} B x {ledger.frozen.total:,} frozen elements",
+            ),
             Entry(Item.FLATTENING, Device.GPU, e * part * d, (Phase.START,), "the module and its flat copy meet once"),
             master_entry(part, Device.GPU, f"4 B x {why}"),  # fp32 training too: a separate copy of the slice
             moments_entry(ledger, part, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
             Entry(
-                Item.REDUCE_BUCKET, Device.GPU, 2 * e * bucket, _union(bucket_phases, ()),
+                Item.REDUCE_BUCKET,
+                Device.GPU,
+                2 * e * bucket,
+                _union(bucket_phases, ()),
                 f"2 x {e} B x {bucket:,} (overlap_comm doubles it)",
             ),
             Entry(
-                Item.IN_FLIGHT, Device.GPU, in_flight_bytes(ledger, setting), DURING_BACKWARD,
+                Item.IN_FLIGHT,
+                Device.GPU,
+                in_flight_bytes(ledger, setting),
+                DURING_BACKWARD,
                 "largest layer, or the embedding",
             ),
-            Entry(Item.STEP_TEMPORARIES, Device.GPU, step, (Phase.STEP,), f"({e} + 4) B x slice, or the fp64 norm of one piece"),
+            Entry(
+                Item.STEP_TEMPORARIES,
+                Device.GPU,
+                step,
+                (Phase.STEP,),
+                f"({e} + 4) B x slice, or the fp64 norm of one piece",
+            ),
         )
         .doing(_update(ledger, part), _weights_gather(ledger, setting))
-        .keys(zero_optimization={
-            "overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
-        })
-    )  # fmt: skip
+        .keys(
+            zero_optimization={
+                "overlap_comm": True,
+                "contiguous_gradients": True,
+                "reduce_bucket_size": bucket,
+                "allgather_bucket_size": bucket,
+            }
+        )
+    )
 
 
 def _update(ledger: Ledger, elements: int) -> Work:
     return Work(
-        name=OPTIMIZER_UPDATE, resource=Resource.MEMORY, amount=update_traffic_bytes(ledger, elements), when=When.STEP, once=True
+        name=OPTIMIZER_UPDATE,
+        resource=Resource.MEMORY,
+        amount=update_traffic_bytes(ledger, elements),
+        when=When.STEP,
+        once=True,
     )
 
 
@@ -187,17 +249,26 @@ def _reduction(ledger: Ledger, setting: Setting, *, once: bool) -> Work:
     """Stages 1 and 2 all-reduce whole buckets: stage 1 in the last micro-step, stage 2 in each."""
     e = ledger.computation.precision.bytes
     return Work(
-        name=GRADIENT_ALL_REDUCE, resource=Resource.ALL_REDUCE, amount=e * ledger.trainable.total, when=When.BACKWARD,
-        once=once, side=True, message_bytes=e * min(reduce_bucket_elements(setting.model), ledger.trainable.total),
+        name=GRADIENT_ALL_REDUCE,
+        resource=Resource.ALL_REDUCE,
+        amount=e * ledger.trainable.total,
+        when=When.BACKWARD,
+        once=once,
+        side=True,
+        message_bytes=e * min(reduce_bucket_elements(setting.model), ledger.trainable.total),
         source="DeepSpeed 0.19.8 stage_1_and_2.py, collectives counted on real engines",
-    )  # fmt: skip
+    )
 
 
 def _weights_gather(ledger: Ledger, setting: Setting) -> Work:
     return Work(
-        name="all-gather updated weights", resource=Resource.ALL_GATHER, amount=ledger.computation.precision.bytes * ledger.trainable.total,
-        when=When.STEP, once=True, source="DeepSpeed 0.19.8: one gather per group, allgather_bucket_size is not used",
-    )  # fmt: skip
+        name="all-gather updated weights",
+        resource=Resource.ALL_GATHER,
+        amount=ledger.computation.precision.bytes * ledger.trainable.total,
+        when=When.STEP,
+        once=True,
+        source="DeepSpeed 0.19.8: one gather per group, allgather_bucket_size is not used",
+    )
 
 
 def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
@@ -215,38 +286,62 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
             Entry(Item.FROZEN, Device.GPU, e * frozen, ALWAYS, f"{e} B x {frozen:,} frozen elements a rank"),
             Entry(Item.QUANTIZED, Device.GPU, -(-quantized // d), ALWAYS, f"{quantized:,} B / {d} ranks"),
             Entry(
-                Item.FLATTENING, Device.GPU, quantized - -(-quantized // d), (Phase.START,),
+                Item.FLATTENING,
+                Device.GPU,
+                quantized - -(-quantized // d),
+                (Phase.START,),
                 "every rank loads the quantised model whole before it is cut",
             ),
             master_entry(part, Device.GPU, f"4 B x {why}"),
             moments_entry(ledger, part, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
             Entry(Item.GRADIENTS, Device.GPU, e * part, ALWAYS, f"{e} B x {why}; allocated at start-up"),
-            Entry(Item.REDUCE_BUCKET, Device.GPU, e * bucket, ALWAYS, f"{e} B x {bucket:,}; allocated at start-up, never freed"),
             Entry(
-                Item.IN_FLIGHT, Device.GPU, in_flight_bytes(ledger, setting) + e * min(bucket, ledger.trainable.total),
-                DURING_BACKWARD, "gradients of the module in flight, and the bucket's copy",
+                Item.REDUCE_BUCKET,
+                Device.GPU,
+                e * bucket,
+                ALWAYS,
+                f"{e} B x {bucket:,}; allocated at start-up, never freed",
             ),
             Entry(
-                Item.STEP_TEMPORARIES, Device.GPU, max((e + FP32) * group if e < FP32 else FP32 * group, norm), (Phase.STEP,),
+                Item.IN_FLIGHT,
+                Device.GPU,
+                in_flight_bytes(ledger, setting) + e * min(bucket, ledger.trainable.total),
+                DURING_BACKWARD,
+                "gradients of the module in flight, and the bucket's copy",
+            ),
+            Entry(
+                Item.STEP_TEMPORARIES,
+                Device.GPU,
+                max((e + FP32) * group if e < FP32 else FP32 * group, norm),
+                (Phase.STEP,),
                 f"({e} + 4) B x sub-group {group:,}, or the fp64 norm of one partition",
             ),
             *_gathered(ledger, setting),
         )
         .doing(_update(ledger, part), *_stage3_traffic(ledger, setting))
         .keys(zero_optimization=stage3_keys(model))
-    )  # fmt: skip
+    )
 
 
 def _gathered(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
     e, model = ledger.computation.precision.bytes, setting.model
     gathered = gathered_elements(ledger, model)
     persistent = sum(
-        n * c for t in (ledger.trainable, ledger.frozen) for n, c in t.histogram if n <= PERSISTENCE_PER_HIDDEN * model.hidden
+        n * c
+        for t in (ledger.trainable, ledger.frozen)
+        for n, c in t.histogram
+        if n <= PERSISTENCE_PER_HIDDEN * model.hidden
     )
     copies = min(2 * prefetch_elements(model), gathered)
     computing = (Phase.FORWARD, Phase.LOSS, *BACKWARDS)
     return (
-        Entry(Item.GATHERED, Device.GPU, e * (gathered + copies), computing, f"{e} B x (live {gathered:,} + prefetch copies {copies:,})"),
+        Entry(
+            Item.GATHERED,
+            Device.GPU,
+            e * (gathered + copies),
+            computing,
+            f"{e} B x (live {gathered:,} + prefetch copies {copies:,})",
+        ),
         Entry(Item.PERSISTENT, Device.GPU, e * persistent, ALWAYS, f"{e} B x {persistent:,} elements of small tensors"),
     )
 
@@ -258,16 +353,23 @@ def _stage3_traffic(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
     kept = e * min(live_elements(model), ledger.trainable.total + ledger.frozen.total)
     message = float(e * layer_elements(model))
     gather = Work(
-        name="gather parameters, forward", resource=Resource.ALL_GATHER, amount=everything, when=When.FORWARD, side=True,
-        message_bytes=message, source="DeepSpeed 0.19.8 partitioned_param_coordinator.py, collectives counted on real engines",
-    )  # fmt: skip
-    again = replace(
-        gather, name="gather parameters, backward", amount=max(0, everything - kept), when=When.BACKWARD
+        name="gather parameters, forward",
+        resource=Resource.ALL_GATHER,
+        amount=everything,
+        when=When.FORWARD,
+        side=True,
+        message_bytes=message,
+        source="DeepSpeed 0.19.8 partitioned_param_coordinator.py, collectives counted on real engines",
     )
+    again = replace(gather, name="gather parameters, backward", amount=max(0, everything - kept), when=When.BACKWARD)
     scatter = replace(
-        gather, name="reduce-scatter gradients", resource=Resource.REDUCE_SCATTER, amount=e * ledger.trainable.total,
-        when=When.BACKWARD, message_bytes=float(e * min(reduce_bucket_elements(model), ledger.trainable.total)),
-    )  # fmt: skip
+        gather,
+        name="reduce-scatter gradients",
+        resource=Resource.REDUCE_SCATTER,
+        amount=e * ledger.trainable.total,
+        when=When.BACKWARD,
+        message_bytes=float(e * min(reduce_bucket_elements(model), ledger.trainable.total)),
+    )
     return gather, again, scatter
 
 

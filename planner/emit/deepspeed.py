@@ -11,9 +11,20 @@ from ..transform import Setting
 
 # Top-level keys of DeepSpeed 0.19.8 that trainplan may write; the engine accepts any other silently, so we do not.
 TOP_LEVEL = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "steps_per_print",
-    "wall_clock_breakdown", "bf16", "fp16", "data_types", "optimizer", "zero_allow_untested_optimizer", "zero_optimization", "aio",
-)  # fmt: skip
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "bf16",
+    "fp16",
+    "data_types",
+    "optimizer",
+    "zero_allow_untested_optimizer",
+    "zero_optimization",
+    "aio",
+)
 NEVER = ("zenflow", "super_offload", "fast_init")  # scramble or zero weights, or need CUDA kernels: memory model §D
 
 

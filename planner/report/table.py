@@ -16,7 +16,10 @@ def table(rows: Sequence[Sequence[str]], *, align: str, indent: str = "  ") -> s
         return ""
     widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
     lines = (
-        indent + "  ".join(cell.rjust(w) if side == "r" else cell.ljust(w) for cell, w, side in zip(row, widths, align, strict=True))
+        indent
+        + "  ".join(
+            cell.rjust(w) if side == "r" else cell.ljust(w) for cell, w, side in zip(row, widths, align, strict=True)
+        )
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)

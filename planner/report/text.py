@@ -9,7 +9,20 @@ from ..units import HOUR_S, count, duration, gib, usd
 from .table import table
 
 Document = Mapping[str, Any]
-OFFLOADS = ("zero", "offload", "checkpointing", "chunked", "lion", "adamw-", "paged", "adafactor", "sgd", "eager", "fp16", "fp32")
+OFFLOADS = (
+    "zero",
+    "offload",
+    "checkpointing",
+    "chunked",
+    "lion",
+    "adamw-",
+    "paged",
+    "adafactor",
+    "sgd",
+    "eager",
+    "fp16",
+    "fp32",
+)
 SHOWN_OFFERS = 8
 
 
@@ -42,7 +55,9 @@ def plan_text(plan: Document) -> str:
 def headline(plan: Document) -> str:
     """The decision in one line, and what was given up for it."""
     d = plan["decision"]
-    trained = f"{count(plan['model']['trainable_parameters'])} of {count(plan['model']['parameters'])} parameters trained"
+    trained = (
+        f"{count(plan['model']['trainable_parameters'])} of {count(plan['model']['parameters'])} parameters trained"
+    )
     return (
         f"{plan['model']['name']}: {machines(d)}, {method_name(d)}, {duration(d['hours'] * HOUR_S)}, {usd(d['cost_usd'])}\n"
         f"  strategy: {strategy(d)}; micro-batch {d['micro_batch']} x accumulation {d['gradient_accumulation_steps']} x {d['gpus']} GPUs\n"
@@ -91,8 +106,18 @@ def gpu_table(memory: Document) -> str:
     totals = [
         ("allocated (tensors)", gib(memory["allocated_bytes"]), "", "sum of the lines above"),
         ("reserved (allocator)", gib(memory["reserved_bytes"]), "§F1", "with fragmentation"),
-        ("on the device", gib(memory["device_bytes"]), "§F2", "with CUDA context and communicators: what nvidia-smi shows"),
-        ("upper bound", gib(memory["upper_bound_bytes"]), "", f"against {gib(memory['capacity_bytes'])} that the driver reports: {verdict}"),
+        (
+            "on the device",
+            gib(memory["device_bytes"]),
+            "§F2",
+            "with CUDA context and communicators: what nvidia-smi shows",
+        ),
+        (
+            "upper bound",
+            gib(memory["upper_bound_bytes"]),
+            "",
+            f"against {gib(memory['capacity_bytes'])} that the driver reports: {verdict}",
+        ),
     ]
     return table(lines + totals, align="lrll") + f"\n  by phase: {phases}"
 
@@ -109,16 +134,24 @@ def store_title(name: str, memory: Document) -> str:
 def store_table(memory: Document) -> str:
     """Lines of one node."""
     ranks = memory["ranks_per_node"]
-    lines = [(e["item"], gib(e["bytes"] * ranks), f"§{e['section']}", f"{ranks} ranks x ({e['why']})") for e in memory["entries"]]
+    lines = [
+        (e["item"], gib(e["bytes"] * ranks), f"§{e['section']}", f"{ranks} ranks x ({e['why']})")
+        for e in memory["entries"]
+    ]
     return table(lines, align="lrll")
 
 
 def time_table(time: Document) -> str:
     """Terms of one optimizer step, longest first, and what comes out of them."""
     lines = [
-        (t["name"], duration(t["seconds_per_step"]), "exposed" if t["exposed_s"] >= 0.999 * t["seconds_per_step"] else f"{duration(t['exposed_s'])} exposed", t["limited_by"])
+        (
+            t["name"],
+            duration(t["seconds_per_step"]),
+            "exposed" if t["exposed_s"] >= 0.999 * t["seconds_per_step"] else f"{duration(t['exposed_s'])} exposed",
+            t["limited_by"],
+        )
         for t in sorted(time["terms"], key=lambda t: -t["exposed_s"])
-    ]  # fmt: skip
+    ]
     mfu = "unknown" if time["mfu"] is None else f"{time['mfu']:.1%}"
     return (
         table(lines, align="lrrl")
@@ -216,10 +249,15 @@ def stack_text(plan: Document) -> str:
         keys = ", ".join(f"{k} = {v}" for k, v in row["deepspeed"].items())
         rows.append(
             (
-                ("+ " if before else "") + row["strategy"], gib(row["allocated_bytes"]), _change(before, row, "allocated_bytes"),
-                gib(row["host_bytes_per_node"]), duration(row["step_s"]), _change(before, row, "step_s"), keys,
+                ("+ " if before else "") + row["strategy"],
+                gib(row["allocated_bytes"]),
+                _change(before, row, "allocated_bytes"),
+                gib(row["host_bytes_per_node"]),
+                duration(row["step_s"]),
+                _change(before, row, "step_s"),
+                keys,
             )
-        )  # fmt: skip
+        )
         before = row
     return table(rows, align="lrrrrrl", indent="")
 
@@ -263,11 +301,19 @@ def refused_text(found: Document) -> str:
     if not lines:
         d = found["configuration"]
         dearer = found["dearer_usd"] or 0.0
-        verdict = f"{usd(dearer)} dearer than the plan" if dearer > 0.005 else "as cheap as the plan, or cheaper: it breaks no constraint"
-        lines.append(f"possible: {machines(d)}, {strategy(d)}, {duration(d['hours'] * HOUR_S)}, {usd(d['cost_usd'])}; {verdict}")
+        verdict = (
+            f"{usd(dearer)} dearer than the plan"
+            if dearer > 0.005
+            else "as cheap as the plan, or cheaper: it breaks no constraint"
+        )
+        lines.append(
+            f"possible: {machines(d)}, {strategy(d)}, {duration(d['hours'] * HOUR_S)}, {usd(d['cost_usd'])}; {verdict}"
+        )
     if found["cheapest_change"]:
         c = found["cheapest_change"]
-        lines.append(f"cheapest change: {machines(c)}, {strategy(c)}, micro-batch {c['micro_batch']}: {duration(c['hours'] * HOUR_S)}, {usd(c['cost_usd'])}")
+        lines.append(
+            f"cheapest change: {machines(c)}, {strategy(c)}, micro-batch {c['micro_batch']}: {duration(c['hours'] * HOUR_S)}, {usd(c['cost_usd'])}"
+        )
     elif found["broken"] or found["illegal"]:
         lines.append("no change of strategy or micro-batch admits it")
     return "\n".join(lines)

@@ -1,0 +1,187 @@
+"""From a searched space to the decision, its alternatives, the frontier, or the reason why there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .candidate import Candidate
+from .errors import NoPlan
+from .model import Model
+from .plan import Alternative, no_plan_document, summary
+from .program import Choice, Column, Limits, Shortage
+from .request import Request
+from .search import Point, Space, best, closest
+from .units import HOUR_S, duration, gib_count, usd
+from .workload import Method
+
+FRONTIER_POINTS = 8
+FRONTIER_STEP = 1.5  # each point of the frontier may take this factor less time than the one before
+STORAGE = ("zero", "offload", "checkpointing")  # names that say where states and activations live
+
+Found = tuple[Candidate, Choice]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A request with everything the integer program needs; ``again`` searches a changed request."""
+
+    request: Request
+    model: Model
+    space: Space
+    limits: Limits
+    again: Callable[[Request], Search]
+
+    def cheapest(self, method: Method | None = None, limits: Limits | None = None) -> Found | None:
+        """The cheapest candidate of a method (or of those allowed), under limits."""
+        allowed = (method,) if method else self.request.allowed
+
+        def keep(point: Point, column: Column) -> bool:
+            return point.family.method in allowed
+
+        return best(self.space, limits or self.limits, keep=keep)
+
+    @property
+    def any_money(self) -> Limits:
+        """The same limits without the budget."""
+        return replace(self.limits, budget_usd=math.inf)
+
+    @property
+    def any_time(self) -> Limits:
+        """The same limits without the deadline."""
+        return replace(self.limits, deadline_s=math.inf)
+
+
+def decide(search: Search) -> Found:
+    """With an amount as budget the most faithful method that it pays for; else the cheapest of those allowed.
+
+    Raises:
+        NoPlan: nothing is feasible.
+    """
+    if math.isfinite(search.request.budget_usd):
+        found = next((f for method in search.request.allowed if (f := search.cheapest(method))), None)
+    else:
+        found = search.cheapest()
+    if found is None:
+        raise _no_plan(search)
+    return found
+
+
+def alternatives(search: Search, chosen: Candidate) -> tuple[Alternative, ...]:
+    """Cheapest of each method; half and twice the GPUs."""
+    by_method = tuple(_cheapest_of(search, method) for method in Method)
+    by_size = tuple(
+        _with_gpus(search, chosen.method, label, gpus)
+        for label, gpus in (("half the GPUs", chosen.gpus / 2), ("twice the GPUs", chosen.gpus * 2))
+    )
+    return by_method + by_size
+
+
+def _cheapest_of(search: Search, method: Method) -> Alternative:
+    found = search.cheapest(method, search.any_money)
+    label = f"cheapest {method.value}"
+    if found is None:
+        return Alternative(label=label, candidate=None, note=_why_none(search, method))
+    allowed = method in search.request.allowed
+    over = found[0].cost.usd > search.limits.budget_usd
+    note = "over the budget" if over else ("" if allowed else "changes what is trained; not asked for")
+    return Alternative(label=label, candidate=found[0], note=note)
+
+
+def _with_gpus(search: Search, method: Method, label: str, gpus: float) -> Alternative:
+    """The cheapest plan on exactly so many GPUs: its own search, since the first one dropped what others beat."""
+    number = int(gpus)
+    if number != gpus:
+        return Alternative(label=label, candidate=None, note="one GPU has no half")
+    if number > search.request.max_gpus or search.request.sequences % number:
+        return Alternative(
+            label=label,
+            candidate=None,
+            note="above --max-gpus" if number > search.request.max_gpus else "the global batch does not divide",
+        )
+    wanted = replace(search.request, gpu_count=number, nodes=None, methods=(method,), budget=None)
+    other = search.again(wanted)
+    found = other.cheapest()
+    return Alternative(
+        label=label, candidate=found[0] if found else None, note="" if found else _why_none(other, method)
+    )
+
+
+def _why_none(search: Search, method: Method) -> str:
+    found = closest(search.space, search.any_money, (method,))
+    return (
+        f"{found[1].constraint} short by {_amount(found[1], found[1].short)}"
+        if found
+        else "no machine or strategy is left"
+    )
+
+
+def frontier(search: Search, chosen: Candidate) -> tuple[Candidate, ...]:
+    """Cheapest plans of the chosen method under ever shorter deadlines (epsilon-constraint)."""
+    limits, points = replace(search.any_money, deadline_s=math.inf), []
+    while len(points) < FRONTIER_POINTS and (found := search.cheapest(chosen.method, limits)):
+        points.append(found[0])
+        limits = replace(limits, deadline_s=found[0].cost.hours * HOUR_S / FRONTIER_STEP)
+    return tuple(points)
+
+
+class _NoPlanFound(NoPlan):
+    """A NoPlan with its JSON document."""
+
+    def __init__(self, message: str, document: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.document = document
+
+
+def _no_plan(search: Search) -> NoPlan:
+    """What is short by how much, and the cheapest change of the request that helps."""
+    nearest = closest(search.space, search.limits, search.request.allowed)
+    outs = _ways_out(search)
+    message = f"no plan: {_nearest_text(search, nearest)}; " + (
+        "ways out: " + "; ".join(out["text"] for out in outs)
+        if outs
+        else "neither more time, more money nor another method helps; try other --gpus, a shorter --seq-len, or fewer --require and --forbid"
+    )
+    document = no_plan_document(
+        search.request, message, nearest[0] if nearest else None, outs, dict(search.space.dropped)
+    )
+    return _NoPlanFound(message, document)
+
+
+def _nearest_text(search: Search, nearest: tuple[Candidate, Shortage] | None) -> str:
+    if nearest is None:
+        reasons = "; ".join(f"{reason} ({number} times)" for reason, number in search.space.dropped.most_common(3))
+        return f"every candidate was dropped: {reasons or 'no machine has the GPUs asked for'}"
+    c, short = nearest
+    stack = "+".join(name for name in c.stack.names if name.startswith(STORAGE))
+    return (
+        f"the closest is {c.gpus} x {c.offer.node.gpu.name} with {c.method.value}, {stack}: {short.constraint} of "
+        f"{_amount(short, short.limit)} is short by {_amount(short, short.short)}"
+    )
+
+
+def _amount(short: Shortage, value: float) -> str:
+    """A quantity in the unit of its constraint."""
+    if short.constraint == "budget":
+        return usd(value)
+    return duration(value) if short.constraint == "deadline" else gib_count(value)
+
+
+def _ways_out(search: Search) -> list[dict[str, Any]]:
+    """Single changes of the request that admit a plan, cheapest first."""
+    trials: list[tuple[str, Method | None, Limits]] = [
+        ("any budget", None, search.any_money),
+        ("any deadline", None, search.any_time),
+        *((f"--method {m.value}", m, search.limits) for m in Method if m not in search.request.allowed),
+    ]
+    outs = []
+    for label, method, limits in trials:
+        if limits == search.limits and method is None:
+            continue
+        if found := search.cheapest(method, limits):
+            c = found[0]
+            text = f"with {label} {usd(c.cost.usd)} in {duration(c.cost.hours * HOUR_S)} on {c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
+            outs.append({"change": label, "text": text, **summary(c)})
+    return sorted(outs, key=lambda out: out["cost_usd"])

@@ -1,0 +1,93 @@
+"""Which machines a request may use: the catalog's offers with what the user adds, or the user's own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from . import catalog
+from .errors import InputError
+from .hardware import Node, Offer
+from .request import Request
+from .units import GIB
+
+GBIT_BYTES = 1e9 / 8
+OWN_GPUS_PER_NODE = 8
+_COUNTED = re.compile(r"([0-9]{1,6})x(.+)")
+
+
+def parse_gpus(text: str) -> tuple[tuple[str, ...], int | None]:
+    """Names of accelerators, and a count where the user fixed one.
+
+    Raises:
+        InputError: nothing named, an unknown name, a count with several types, or a count of zero.
+
+    >>> parse_gpus("a100-80,h100"), parse_gpus("8xa100-80"), parse_gpus("any")
+    ((('a100-80', 'h100'), None), (('a100-80',), 8), (('any',), None))
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    counted = [_COUNTED.fullmatch(part) for part in parts]
+    if not parts:
+        raise InputError(
+            "--gpus: empty; allowed are names, a count x name, or any; for example a100-80,h100 or 8xa100-80"
+        )
+    if any(counted) and len(parts) > 1:
+        raise InputError(f"--gpus {text[:60]}: a fixed count goes with one type; write for example --gpus 8xa100-80")
+    if counted[0]:
+        number = int(counted[0][1])
+        if number < 1:
+            raise InputError(f"--gpus {text[:60]}: zero GPUs; allowed is 1 or more; write for example 8xa100-80")
+        return (catalog.find_gpu(counted[0][2]).name,), number
+    if "any" in (part.lower() for part in parts):
+        return ("any",), None
+    return tuple(dict.fromkeys(catalog.find_gpu(part).name for part in parts)), None
+
+
+def offers_for(request: Request) -> tuple[Offer, ...]:
+    """Priced nodes of a request.
+
+    Raises:
+        InputError: the catalog has none.
+    """
+    if request.price_usd_per_gpu_hour is not None:
+        return (_own_machines(request, request.price_usd_per_gpu_hour),)
+    found = catalog.select_offers(request.gpus, tier=request.tier, cloud=request.cloud, region=request.region)
+    if not found:
+        what = " ".join(filter(None, (",".join(request.gpus), request.tier.value, request.cloud, request.region)))
+        raise InputError(
+            f"offers: the catalog has none for {what}; see trainplan offers list; state your own price with --price USD_PER_GPU_HOUR"
+        )
+    return tuple(replace(offer, node=_completed(offer.node, request)) for offer in found)
+
+
+def _own_machines(request: Request, price: float) -> Offer:
+    per_node = request.gpus_per_node or min(OWN_GPUS_PER_NODE, request.gpu_count or OWN_GPUS_PER_NODE)
+    offer = catalog.owned_offer(catalog.find_gpu(request.gpus[0]), gpus_per_node=per_node, usd_per_gpu_hour=price)
+    return replace(offer, node=_completed(offer.node, request))
+
+
+def _completed(node: Node, request: Request) -> Node:
+    """What the user states fills what the catalog does not know."""
+    ram, net = request.host_memory_gib, request.internode_gbps
+    if ram is not None and node.host_memory_bytes is None:
+        node = replace(node, host_memory_bytes=int(ram * GIB))
+    if net is not None and node.internode_bytes_per_s is None:
+        node = replace(node, internode_bytes_per_s=net * GBIT_BYTES)
+    return node
+
+
+def machine_for(request: Request, gpus: int) -> Offer:
+    """The cheapest offer whose nodes make up exactly so many GPUs.
+
+    Raises:
+        InputError: no offer does; several nodes need a network that somebody knows.
+    """
+    found = offers_for(request)
+    fitting = [o for o in found if gpus % o.node.gpus == 0 and (gpus == o.node.gpus or o.node.internode_bytes_per_s)]
+    if not fitting:
+        sizes = ", ".join(map(str, sorted({o.node.gpus for o in found})))
+        raise InputError(
+            f"--gpus {gpus}x{request.gpus[0]}: no offer makes up that count, its nodes have {sizes} GPUs, and several nodes "
+            f"need a known network; state your own machines with --price, --gpus-per-node and --internode-gbps"
+        )
+    return min(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))
