@@ -59,9 +59,10 @@ def _searched(gpu: Gpu) -> str:
 def _print(gpus: tuple[Gpu, ...], as_json: bool) -> None:
     import json
 
-    from ..planner.report.catalog_page import GPU_HEADER, gpu_record, gpu_row, plain_table
+    from ..planner.report.catalog_page import GPU_HEADER, gpu_record, gpu_row
+    from ..planner.report.table import table
 
     if as_json:
         click.echo(json.dumps([gpu_record(g) for g in gpus], indent=2))
     else:
-        click.echo(plain_table(GPU_HEADER, map(gpu_row, gpus)))
+        click.echo(table(map(gpu_row, gpus), header=GPU_HEADER))

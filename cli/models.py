@@ -133,16 +133,17 @@ def _searched(row: CatalogModel) -> Sequence[str]:
 def _print_rows(rows: Sequence[CatalogModel], *, as_json: bool) -> None:
     """A table of models, or the same as JSON."""
     from ..planner.models import catalog_model
+    from ..planner.report.table import table
 
     models = [catalog_model(row.name) for row in rows]
     if as_json:
         click.echo(json.dumps([_row_facts(r, m) for r, m in zip(rows, models, strict=True)], indent=2))
         return
-    table = [
+    cells = [
         (m.name, m.family, f"{m.parameter_count:,}", str(m.layers), str(m.hidden), ", ".join(r.aliases))
         for r, m in zip(rows, models, strict=True)
     ]
-    click.echo(_table(("model", "architecture", "parameters", "layers", "hidden", "also called"), table))
+    click.echo(table(cells, header=("model", "architecture", "parameters", "layers", "hidden", "also called"), align="llrrrl"))
 
 
 def _row_facts(row: CatalogModel, model: Model) -> dict[str, object]:
@@ -156,22 +157,6 @@ def _row_facts(row: CatalogModel, model: Model) -> dict[str, object]:
         "hub": list(row.hub),
         "source": row.source,
     }
-
-
-NUMBERS = ("parameters", "layers", "hidden")
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns aligned by blanks: numbers to the right, text to the left."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    aligned = [
-        "  ".join(
-            cell.rjust(width) if name in NUMBERS else cell.ljust(width)
-            for cell, width, name in zip(row, widths, header, strict=True)
-        ).rstrip()
-        for row in (header, *rows)
-    ]
-    return "\n".join(aligned)
 
 
 def _sheet(facts: Mapping[str, object]) -> str:

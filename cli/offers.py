@@ -93,20 +93,22 @@ def _searched(offer: Offer) -> str:
 def _print(offers: Iterable[Offer], as_json: bool) -> None:
     import json
 
-    from ..planner.report.catalog_page import OFFER_HEADER, offer_record, offer_row, plain_table
+    from ..planner.report.catalog_page import OFFER_HEADER, offer_record, offer_row
+    from ..planner.report.table import table
 
     if as_json:
         click.echo(json.dumps([offer_record(o) for o in offers], indent=2))
     else:
-        click.echo(plain_table(OFFER_HEADER, map(offer_row, offers)))
+        click.echo(table(map(offer_row, offers), header=OFFER_HEADER))
 
 
 def _print_rejected(rows: Iterable[Rejected], as_json: bool) -> None:
     import json
 
-    from ..planner.report.catalog_page import REJECTED_HEADER, plain_table, rejected_record, rejected_row
+    from ..planner.report.catalog_page import REJECTED_HEADER, rejected_record, rejected_row
+    from ..planner.report.table import table
 
     if as_json:
         click.echo(json.dumps([rejected_record(r) for r in rows], indent=2))
     else:
-        click.echo(plain_table(REJECTED_HEADER, map(rejected_row, rows)))
+        click.echo(table(map(rejected_row, rows), header=REJECTED_HEADER))

@@ -9,6 +9,7 @@ from typing import Any
 
 from .candidate import Candidate
 from .errors import NoPlan
+from .machines import offers_for
 from .model import Model
 from .plan import Alternative, no_plan_document, summary
 from .program import Choice, Column, Limits, Shortage
@@ -95,6 +96,8 @@ def _with_gpus(search: Search, method: Method, label: str, gpus: float) -> Alter
     number = int(gpus)
     if number != gpus:
         return Alternative(label=label, candidate=None, note="one GPU has no half")
+    if not _offered(search, number):
+        return Alternative(label=label, candidate=None, note=f"no offer makes up {number} GPUs")
     if number > search.request.max_gpus or search.request.sequences % number:
         return Alternative(
             label=label,
@@ -106,6 +109,13 @@ def _with_gpus(search: Search, method: Method, label: str, gpus: float) -> Alter
     found = other.cheapest()
     return Alternative(
         label=label, candidate=found[0] if found else None, note="" if found else _why_none(other, method)
+    )
+
+
+def _offered(search: Search, gpus: int) -> bool:
+    """Whether some offer's nodes make up so many GPUs."""
+    return any(
+        gpus % o.node.gpus == 0 and (gpus == o.node.gpus or o.node.internode_bytes_per_s) for o in offers_for(search.request)
     )
 
 

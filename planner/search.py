@@ -27,6 +27,7 @@ from .workload import Method, Precision, Workload
 
 LARGEST_MICRO_BATCH = 64  # sequences; beyond, matmuls gain nothing and memory always binds
 STORAGE_RANK = 50  # strategies below it decide what is computed, those from it on how states are stored
+RUNNERS_UP = 12  # columns the program weighs at least, where there are so many
 LOOKS = 60  # exact folds spent on finding a good incumbent, at most
 MOST_MISSES = 400  # points that the elastic program looks at
 ELASTIC = 60  # columns of the elastic program: those that are least infeasible
@@ -538,9 +539,9 @@ def _pool(space: Space, columns: Sequence[Column], limits: Limits, objective: Ob
     A look costs one exact fold; columns are looked at by their bound, so that few are needed.
     """
     bounds = sorted(((_bound(c, limits, objective), c) for c in columns), key=lambda pair: (pair[0], pair[1].key))
-    incumbent, looked, kept = math.inf, 0, []
+    incumbent, looked, kept = math.inf, 0, list[Column]()
     for bound, column in bounds:
-        if bound > incumbent * (1 + TIE) or not math.isfinite(bound):
+        if not math.isfinite(bound) or (bound > incumbent * (1 + TIE) and len(kept) >= RUNNERS_UP):
             break
         kept.append(column)
         if looked < LOOKS and column.quick is not None:

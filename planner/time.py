@@ -80,8 +80,13 @@ def _peak_flop_per_s(gpu: Gpu, precision: Precision) -> float | None:
     }[precision]
 
 
+MODELLED_VENDORS = ("nvidia", "amd")  # CUDA and ROCm run the same DeepSpeed code paths; others have their own
+
+
 def refusal(gpu: Gpu, precision: Precision) -> str | None:
     """Why no time can be given, or None."""
+    if gpu.vendor not in MODELLED_VENDORS:
+        return f"{gpu.name}: kernels and overheads of {gpu.vendor} are not modelled; choose an NVIDIA or AMD GPU"
     if _peak_flop_per_s(gpu, precision):
         return None
     return f"{gpu.name}: no {precision.value} units, or their rate is unknown; choose another GPU or precision"

@@ -12,7 +12,7 @@ V vocabulary, e bytes of an element. Bytes per token of one Llama layer, all wei
 
 Each form was derived operation by operation and compared with traces of transformers 5.23.0 models under torch 2.13.0
 (tests/oracles/test_against_traces.py). Not counted here: gradients of weights, workspaces inside kernels, dequantised
-weights, fragmentation.
+weights, fragmentation, temporaries of a layer's forward pass (smaller than its backward's, except in eager BLOOM).
 """
 
 from __future__ import annotations

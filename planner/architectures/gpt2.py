@@ -49,6 +49,7 @@ def block_of(reader: Reader, hidden: int) -> Block:
             kv_heads=heads,
             head_dim=max(1, hidden // heads),
             fused_qkv=True,
+            softmax_16bit=True,
             dropout=reader.probability("attn_pdrop"),
         ),
         mlp=plain_mlp(reader, activation="activation_function", intermediate=inner),

@@ -9,6 +9,7 @@ from ..catalog import gpus, offers, rejected_offers, usd_per_gpu_hour
 from ..catalog_files import EFFICIENCY, Rejected
 from ..hardware import Gpu, Offer
 from ..units import GIB, GIGA, TERA
+from .table import markdown_table, table
 
 UNKNOWN = "unknown"
 NONE = "none"
@@ -37,32 +38,6 @@ def share(value: float | None) -> str:
     '80.3 %'
     """
     return UNKNOWN if value is None else f"{100 * value:.1f} %"
-
-
-def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns two spaces apart, without trailing blanks.
-
-    >>> print(plain_table(("a", "bb"), [("xxx", "y")]))
-    a    bb
-    xxx  y
-    """
-    table = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-    )
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped.
-
-    >>> print(markdown_table(("a",), [("x|y",)]))
-    | a |
-    | --- |
-    | x\\|y |
-    """
-    lines = [header, ("---",) * len(header), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def gpu_row(gpu: Gpu) -> tuple[str, ...]:
@@ -141,7 +116,7 @@ def gpu_details(gpu: Gpu) -> str:
         f"{gpu.name}: {gpu.full_name}, {gpu.vendor}, {gpu.architecture}",
         f"also: {', '.join(gpu.aliases) or 'no other names'}",
         "",
-        plain_table(("figure", "value", "source"), rows),
+        table(rows, header=("figure", "value", "source"), align="lll"),
         "",
         *(f"[{n}] {text}" for n, text in enumerate(datasheet, start=1)),
     ]

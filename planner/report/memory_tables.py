@@ -1,0 +1,71 @@
+"""Memory line by line and phase by phase: one GPU, one node's host RAM, one node's NVMe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ..units import GIB, gib
+from .table import apportioned, table
+from .words import Document, phase_name
+
+UNIT_BYTES = GIB / 100  # two digits of a GiB
+STORES = {"host": "Host RAM", "nvme": "NVMe"}
+
+
+def memory_text(memory: Document) -> str:
+    """All three devices."""
+    return "\n\n".join((gpu_text(memory["gpu"]), store_text("host", memory["host"]), store_text("nvme", memory["nvme"])))
+
+
+def gpu_text(gpu: Document) -> str:
+    """Lines by phase, then from tensors to what the driver shows, against its capacity."""
+    peak, capacity = gpu["fullest_phase"], gpu["capacity_bytes"]
+    spare = capacity - gpu["upper_bound_bytes"]
+    verdict = f"fits, {gib(spare)} to spare" if gpu["fits"] else f"does not fit, {gib(-spare)} short"
+    steps = (
+        (f"tensors at the peak ({phase_name(peak)})", gib(gpu["allocated_bytes"]), "", "allocated"),
+        ("+ fragmentation", gib(gpu["reserved_bytes"]), "§F1", "reserved: what PyTorch holds"),
+        ("+ CUDA context, communicators", gib(gpu["device_bytes"]), "§F2", "on the device: what nvidia-smi shows"),
+        ("upper bound of all of these", gib(gpu["upper_bound_bytes"]), "", f"of {gib(capacity)} that software sees: {verdict}"),
+    )  # fmt: skip
+    return f"GPU memory of one GPU, GiB by phase\n{_by_phase(gpu, 1)}\n\n{table(steps, align='lrll', indent='  ')}"
+
+
+def store_text(name: str, store: Document) -> str:
+    """One node's need of host RAM or NVMe against its capacity, then lines by phase."""
+    if not store["upper_bound_bytes"]:
+        return f"{STORES[name]}: not used"
+    ranks, capacity = store["ranks_per_node"], store["capacity_bytes"]
+    if capacity is None:
+        verdict = f"how much a node has is unknown, not checked{'' if store['fits'] else ': the plan leans on it'}"
+    else:
+        verdict = f"of {gib(capacity)} usable: {'fits' if store['fits'] else 'does not fit'}"
+    title = f"{STORES[name]} of one node ({ranks} rank{'s' if ranks > 1 else ''}), GiB by phase"
+    return f"{title}\n{_by_phase(store, ranks)}\n\n  upper bound {gib(store['upper_bound_bytes'])}, {verdict}"
+
+
+def _by_phase(memory: Document, ranks: int) -> str:
+    """Items down, phases across; every column adds up to its total."""
+    phases = list(memory["phases"])
+    items: dict[tuple[str, str], Counter[str]] = {}
+    for entry in memory["entries"]:
+        row = items.setdefault((entry["item"], entry["section"]), Counter())
+        row.update(dict.fromkeys(entry["phases"], entry["bytes"] * ranks))
+    columns = [apportioned([row[phase] for row in items.values()], UNIT_BYTES) for phase in phases]
+    cells = list(zip(*columns, strict=True))
+    keys = sorted(zip(items, cells, strict=True), key=lambda pair: -max(pair[1]))
+    return table(
+        [(item, f"§{section}", *map(_cell, row)) for (item, section), row in keys if any(row)],
+        header=("", "", *map(phase_name, phases)),
+        footer=("total", "", *(_cell(sum(column)) for column in columns)),
+        align="ll" + "r" * len(phases),
+        indent="  ",
+    )
+
+
+def _cell(hundredths: int) -> str:
+    """Two digits; nothing for nothing."""
+    return f"{hundredths / 100:,.2f}" if hundredths else ""
+
+

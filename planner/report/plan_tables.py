@@ -1,0 +1,56 @@
+"""The other plans: cheapest of each method, half and twice the GPUs, and what time costs in money."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ..units import duration, usd
+from .table import table
+from .words import METHODS, Document, brief, hours, shortened
+
+NOT_ASKED = "not asked for"
+SAME = ("gpus", "gpu", "offer", "method", "strategies", "micro_batch", "checkpointed_layers")
+HEADER = ("GPUs", "time", "cost", "offer", "strategy")
+DAY_H = 24
+
+
+def alternatives_text(plan: Document) -> str:
+    """Cheapest of each method; half and twice the GPUs."""
+    rows = [_alternative(a, plan["decision"]) for a in plan["alternatives"]]
+    asked = all(a["note"] != NOT_ASKED for a in plan["alternatives"])
+    shown = table(rows, header=("", *HEADER), align="llrrll", indent="  ")
+    return f"Alternatives within the deadline, whatever they cost\n{shown}" + ("" if asked else "\n  * not asked for: see --method")
+
+
+def _alternative(row: Document, decision: Document) -> tuple[str, ...]:
+    """One row; why there is none, or that it is the plan itself."""
+    label = f"{row['label']}{' *' if row['note'] == NOT_ASKED else ''}"
+    if "gpus" not in row:
+        return label, "none", "", "", "", row["note"]
+    strategy = "this plan" if all(row[key] == decision[key] for key in SAME) else brief(row)
+    return label, *_plan_cells(row), strategy
+
+
+def _plan_cells(row: Document) -> tuple[str, ...]:
+    return f"{row['gpus']} x {row['gpu']}", hours(row), usd(row["cost_usd"]), shortened(row["offer"])
+
+
+def frontier_text(plan: Document) -> str:
+    """Time against money; each row says what a day less than the row above costs."""
+    rows: Sequence[Document] = plan["frontier"]
+    deadline = plan["request"]["deadline_s"]
+    origin = "" if "deadline_s" in plan["request"]["given"] else ", the default; --deadline changes it"
+    title = f"What days cost: the cheapest plans with {METHODS[plan['decision']['method']]}, each in at most 2/3 of the time of the one above"
+    dearer = ["", *(_day_sooner(before, row) for before, row in pairwise(rows))]
+    cells = [
+        (*_plan_cells(row)[:3], more, _plan_cells(row)[3], brief(row)) for row, more in zip(rows, dearer, strict=True)
+    ]
+    header = (*HEADER[:3], "a day sooner", *HEADER[3:])
+    return f"{title}\n  the deadline is {duration(deadline)}{origin}\n" + table(cells, header=header, align="lrrrll", indent="  ")
+
+
+def _day_sooner(before: Document, row: Document) -> str:
+    """Dollars per day saved against the row above."""
+    saved_days = (before["hours"] - row["hours"]) / DAY_H
+    return f"+{usd((row['cost_usd'] - before['cost_usd']) / saved_days)}" if saved_days > 0 else ""
