@@ -6,43 +6,13 @@ from typing import Any
 
 import click
 
-from .plan_options import JOB, MACHINES, STRATEGIES, WHAT, applied, model_from, request_from
+from .plan_options import CONFIGURATION, JOB, JSON, MACHINES, STRATEGIES, WHAT, Sectioned, applied, model_from, request_from
 
-CONFIGURATION = (
-    click.option(
-        "--method",
-        type=click.Choice(("full", "lora", "qlora")),
-        default="full",
-        show_default=True,
-        help="What is trained.",
-    ),
-    click.option("--zero", type=click.IntRange(0, 3), default=3, show_default=True, help="ZeRO stage."),
-    click.option(
-        "--micro-batch",
-        type=click.IntRange(1, 65536),
-        default=1,
-        show_default=True,
-        help="Sequences per GPU and micro-step.",
-    ),
-    click.option(
-        "--checkpointing",
-        default="none",
-        show_default=True,
-        help="none, full, or how many layers; -offload appended keeps checkpoints on the host.",
-    ),
-    click.option(
-        "--offload-optimizer", type=click.Choice(("cpu", "nvme")), help="Optimizer states on the host or on NVMe."
-    ),
-    click.option(
-        "--offload-ratio", type=float, default=1.0, show_default=True, help="Share of the optimizer on the host."
-    ),
-    click.option("--offload-parameters", type=click.Choice(("cpu", "nvme")), help="Parameters on the host or on NVMe."),
-)
+FIXED = ("zero", "micro_batch", "checkpointing", "offload_optimizer", "offload_ratio", "offload_parameters")
 
 
-@click.command(name="estimate")
-@applied((*WHAT, *JOB, *MACHINES, *STRATEGIES, *CONFIGURATION))
-@click.option("--json", "as_json", is_flag=True, help="Print the JSON document alone.")
+@click.command(name="estimate", cls=Sectioned)
+@applied(WHAT, JOB, MACHINES, CONFIGURATION, STRATEGIES, JSON)
 def command(*, as_json: bool, **options: Any) -> None:
     """Judge one fixed configuration: how much memory, how long, what it costs, does it fit.
 
@@ -51,12 +21,31 @@ def command(*, as_json: bool, **options: Any) -> None:
     import json
 
     from ..api import estimate
+    from ..planner.plan import assumptions, model_row
     from ..planner.report.text import estimate_text
 
-    model = model_from(options)
-    configuration = {
-        name: options.pop(name)
-        for name in ("zero", "micro_batch", "checkpointing", "offload_optimizer", "offload_ratio", "offload_parameters")
+    named = model_from(options)
+    configuration = {name: options.pop(name) for name in FIXED}
+    wanted = request_from(options)
+    found = estimate(named.model, wanted=wanted, **configuration)
+    _check_wishes(wanted.require, wanted.forbid, found.candidate.stack.names)
+    document = {
+        **found.to_dict(),
+        "model": {**model_row(found.candidate), "note": named.note},
+        "assumptions": assumptions(wanted, found.candidate),
     }
-    document = estimate(model, wanted=request_from(options), **configuration).to_dict()
     click.echo(json.dumps(document, indent=2) if as_json else estimate_text(document))
+
+
+def _check_wishes(require: tuple[str, ...], forbid: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """A fixed configuration cannot bend to --require and --forbid.
+
+    Raises:
+        InputError: they contradict it.
+    """
+    from ..planner.errors import InputError
+
+    missing, present = [n for n in require if n not in names], [n for n in forbid if n in names]
+    if missing or present:
+        wish = f"--require {missing[0]}" if missing else f"--forbid {present[0]}"
+        raise InputError(f"{wish}: contradicts the configuration, which is {', '.join(names)}; change one of them")

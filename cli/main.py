@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import Any
 
 import click
 
-from ..planner.errors import TrainplanError
-from .plan_options import plan_options
+from ..planner.errors import TrainplanError, did_you_mean
+from .plan_options import Sectioned, plan_options
 
 COMMANDS = {
     "plan": "plan",
@@ -31,10 +32,11 @@ SUMMARIES = {
     "offers": "List, search and show priced machines.",
     "completion": "Print a shell completion script.",
 }
-INTERRUPTED = 130
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+LONGEST_MESSAGE = 2000  # characters: one line of an error, whatever a file or an option brought into it
 
 
-class Root(click.Group):
+class Root(Sectioned, click.Group):
     """Commands are imported only when they are used, so that --help stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -49,100 +51,117 @@ class Root(click.Group):
         command: click.Command = module.command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Names and summaries, without importing the commands."""
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Names and summaries of the commands, without importing them, then the options."""
         with formatter.section("Commands"):
             formatter.write_dl(list(SUMMARIES.items()))
+        Sectioned.format_options(self, ctx, formatter)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Did-you-mean for commands."""
-        from ..planner.errors import did_you_mean
-
         if args and args[0] not in COMMANDS:
-            raise click.UsageError(
-                f"no command {args[0]!r}; commands are {', '.join(COMMANDS)}{did_you_mean(args[0], COMMANDS)}"
-            )
+            raise click.UsageError(f"{args[0][:40]!r}: no such command; commands are {', '.join(COMMANDS)}{did_you_mean(args[0][:40], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
 
-@click.command(
-    cls=Root,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-@plan_options(required=False)
+@click.command(cls=Root, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@plan_options
 @click.version_option(package_name="trainplan")
 @click.pass_context
-def root(ctx: click.Context, **options: object) -> None:
+def root(ctx: click.Context, **options: Any) -> None:
     """How many of which GPUs, with which strategy, for how long, for how much, and the DeepSpeed config that runs.
 
     \b
-    trainplan --model 70b --gpus a100-80 --budget            the cheapest plan of any method
-    trainplan --model 70b --gpus a100-80 --budget 250000     the most faithful method that this pays for
-    trainplan --model ./config.json --gpus h100,a100-80 --tokens 2B --deadline 14d --method full --out plans/x
+    the cheapest plan of any method:
+      trainplan --model 70b --gpus a100-80 --budget
+    the most faithful method that 250,000 dollars pay for:
+      trainplan --model 70b --gpus a100-80 --budget 250000
+    your own model, data and deadline:
+      trainplan --model ./config.json --gpus h100,a100-80 --tokens 2B --deadline 14d --method full --out plans/x
     """
+    given = [p for p in ctx.command.params if p.name and ctx.get_parameter_source(p.name) is click.core.ParameterSource.COMMANDLINE]
     if ctx.invoked_subcommand is not None:
-        given = [
-            name
-            for name, value in options.items()
-            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        ]
         if given:
-            raise click.UsageError(
-                f"--{given[0].replace('_', '-')} stands before {ctx.invoked_subcommand}; put options after the command"
-            )
-        return
-    if options.get("model") is None and options.get("params") is None:
-        if len(sys.argv) > 1 and any(a.startswith("--") for a in sys.argv[1:]):
-            raise click.UsageError(
-                "--model is missing; give a name, a config.json, a folder or a hub id, for example --model 70b"
-            )
+            raise click.UsageError(f"{given[0].opts[0]}: stands before {ctx.invoked_subcommand}; put options after the command")
+    elif not given:
         click.echo(ctx.get_help())
-        return
-    from .plan import run
+    else:
+        from .plan import run
 
-    run(**options)
+        run(**options)
 
 
 def main() -> None:
     """Run, and turn every failure into one line and an exit code."""
-    sys.exit(run_root(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for a letter it has not
+    code = run_root(sys.argv[1:])
+    sys.exit(_flushed(code))
 
 
 def run_root(arguments: list[str]) -> int:
     """The exit code of one invocation."""
     try:
         result = root.main(args=arguments, prog_name="trainplan", standalone_mode=False)
-        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        return _fail(_one_line(error.format_message()), 2)
+        return _fail(_usage(error), WRONG_INPUT)
     except TrainplanError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was left half-written", INTERRUPTED)
+        return _fail("interrupted; nothing was left half-written; start again", INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"system: {error.strerror or error}{f', {error.filename}' if error.filename else ''}", 1)
+        return _fail(_system(error), FAILED)
+    except MemoryError:
+        return _fail("system: out of memory; ask for fewer --gpus types or a lower --max-gpus", FAILED)
     except Exception as error:
         if os.environ.get("TRAINPLAN_TRACEBACK"):
             raise
-        return _fail(
-            f"internal error: {type(error).__name__}: {_one_line(str(error))}; set TRAINPLAN_TRACEBACK=1 to see where",
-            1,
-        )
+        return _fail(f"internal error: {type(error).__name__}: {error}; this is a fault of trainplan; TRAINPLAN_TRACEBACK=1 shows where", FAILED)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _flushed(code: int) -> int:
+    """Write out what is buffered; a reader that went away is no failure, a full disk is one."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python flushes once more at its end, and complains
+        return code if isinstance(error, BrokenPipeError) else _fail(_system(error), FAILED)
+    return code
+
+
+def _system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"system: {where}{error.strerror or error}; see to it and start again"
+
+
+def _usage(error: click.ClickException) -> str:
+    """click's errors under our law of messages: where: what is wrong; what is allowed; what to do."""
+    ctx = getattr(error, "ctx", None)
+    see = f"see {ctx.command_path if ctx else 'trainplan'} --help"
+    if isinstance(error, click.NoSuchOption):
+        known = [name for p in (ctx.command.params if ctx else ()) for name in p.opts]
+        return f"{error.option_name[:40]}: no such option{did_you_mean(error.option_name[:40], known)}; {see}"
+    if isinstance(error, click.MissingParameter):
+        return f"{error.param.human_readable_name if error.param else 'argument'}: missing; {see}"
+    text = error.message.strip().rstrip(".")
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        name = error.param.opts[0] if isinstance(error.param, click.Option) else error.param.human_readable_name
+        return f"{name}: {text}" + ("" if "allowed" in text else f"; {see}")
+    return text if ";" in text else f"{text}; {see}"
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"trainplan: {_one_line(message)}", err=True)
+    line = " ".join(message.split())
+    shown = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
+    try:
+        click.echo(f"trainplan: {''.join(c if c.isprintable() else '?' for c in shown)}", err=True)
+    except OSError:
+        pass  # nobody reads the errors; the exit code still says it
     return code

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 import click
+
+from .complete import clouds, gpu_names, model_names, strategy_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 CHEAPEST = "cheapest"
 METHODS = ("full", "lora", "qlora")
 TIERS = ("on-demand", "spot", "reserved")
+SCALES = {"k": 1e3, "m": 1e6, "b": 1e9}
+BY_HAND = ("params", "layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
 
 
 class Dollars(click.ParamType):
@@ -24,143 +29,157 @@ class Dollars(click.ParamType):
         if value == CHEAPEST or isinstance(value, float):
             return str(value) if value == CHEAPEST else float(value)
         text = str(value).strip().lower().removeprefix("$").replace(",", "").replace("_", "")
-        scale = {"k": 1e3, "m": 1e6}.get(text[-1:], 1.0)
+        scale = SCALES.get(text[-1:], 1.0)
         try:
             amount = float(text[:-1] if scale > 1 else text) * scale
         except ValueError:
             amount = math.nan
         if not 0 < amount <= 1e12:
             self.fail(
-                f"--budget: not an amount of dollars, got {value!r}; allowed is above 0 up to 1e12; for example 250000 or 250k",
-                param,
-                ctx,
-            )
+                f"not an amount of dollars, got {str(value)[:40]!r}; allowed is above 0 up to 1e12; write for example 250000 or 250k",
+                param, ctx,
+            )  # fmt: skip
         return amount
 
 
+class SectionedOption(click.Option):
+    """An option that stands under a heading of the help."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class Sectioned(click.Command):
+    """A command whose help lists its options under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One list for each heading, in the order of first appearance."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Other"), []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
+
+
+_model = partial(click.option, cls=SectionedOption, section="What to train")
+_hand = partial(click.option, cls=SectionedOption, section="A Llama-shaped model by hand, instead of --model", metavar="N")
+_job = partial(click.option, cls=SectionedOption, section="How much")
+_machine = partial(click.option, cls=SectionedOption, section="On what")
+_choice = partial(click.option, cls=SectionedOption, section="Within which limits")
+_strategy = partial(click.option, cls=SectionedOption, section="With which strategies")
+_fixed = partial(click.option, cls=SectionedOption, section="The configuration")
+_output = partial(click.option, cls=SectionedOption, section="Output")
+
 WHAT = (
-    click.option("--model", "-m", help="Catalog name (70b, llama-3-8b), config.json, folder, or hub id."),
-    click.option(
-        "--params", help="Describe a model by hand: parameters, for example 13e9 (with --layers and --hidden)."
-    ),
-    click.option("--layers", type=click.IntRange(1, 10_000), help="By hand: number of layers."),
-    click.option("--hidden", type=click.IntRange(1, 10_000_000), help="By hand: hidden size."),
-    click.option("--heads", type=click.IntRange(1, 100_000), help="By hand: attention heads."),
-    click.option("--kv-heads", type=click.IntRange(1, 100_000), help="By hand: key-value heads."),
-    click.option(
-        "--intermediate",
-        type=click.IntRange(1, 10_000_000),
-        help="By hand: MLP width; solved from --params if left out.",
-    ),
-    click.option("--vocab", type=click.IntRange(1, 10_000_000), help="By hand: vocabulary.  [default: 32000]"),
-)
+    _model("--model", "-m", shell_complete=model_names, help="Catalog name (70b, llama-3-8b), config.json, folder, or hub id."),
+    _hand("--params", help="Parameters: 13e9 or 13B; needs --layers and --hidden."),
+    _hand("--layers", type=click.IntRange(1, 10_000), help="Layers."),
+    _hand("--hidden", type=click.IntRange(1, 10_000_000), help="Hidden size."),
+    _hand("--heads", type=click.IntRange(1, 100_000), help="Attention heads.  [default: of size 128]"),
+    _hand("--kv-heads", type=click.IntRange(1, 100_000), help="Key-value heads.  [default: as --heads]"),
+    _hand("--intermediate", type=click.IntRange(1, 10_000_000), help="MLP width.  [default: solved from --params]"),
+    _hand("--vocab", type=click.IntRange(1, 10_000_000), help="Vocabulary.  [default: 32000]"),
+)  # fmt: skip
 JOB = (
-    click.option("--tokens", help="Tokens to train on: 2B, 500M.  [default: 1B]"),
-    click.option("--seq-len", help="Tokens per sequence.  [default: 4096]"),
-    click.option("--global-batch", help="Sequences per optimizer step.  [default: about 1M tokens]"),
+    _job("--tokens", metavar="N", help="Tokens to train on: 2B, 500M.  [default: 1B]"),
+    _job("--seq-len", metavar="N", help="Tokens per sequence.  [default: 4096]"),
+    _job("--global-batch", metavar="N", help="Sequences per optimizer step.  [default: about 1M tokens]"),
 )
 MACHINES = (
-    click.option("--gpus", "-g", help="Types (a100-80,h100), any, or a fixed count (8xa100-80).  [default: any]"),
-    click.option("--max-gpus", type=int, help="GPUs at most.  [default: 1024]"),
-    click.option("--nodes", type=int, help="Exactly so many nodes."),
-    click.option("--cloud", help="Only this cloud."),
-    click.option("--region", help="Only this region."),
-    click.option("--tier", type=click.Choice(TIERS), help="How nodes are paid for.  [default: on-demand]"),
-    click.option("--price", type=float, help="USD per GPU-hour of your own machines."),
-    click.option(
-        "--gpus-per-node", type=click.IntRange(1, 1024), help="GPUs in one of your own machines.  [default: 8]"
-    ),
-    click.option(
-        "--host-memory-gib", type=float, help="Host RAM of a node in GiB, where the catalog does not know it."
-    ),
-    click.option(
-        "--internode-gbps", type=float, help="Network of a node in Gbit/s, where the catalog does not know it."
-    ),
+    _machine("--gpus", "-g", shell_complete=gpu_names, help="Types (a100-80,h100), any, or a fixed count (8xa100-80).  [default: any]"),
+    _machine("--cloud", shell_complete=clouds, help="Only this cloud."),
+    _machine("--region", help="Only this region, as the price list writes it."),
+    _machine("--tier", type=click.Choice(TIERS), help="How nodes are paid for.  [default: on-demand]"),
+    _machine("--price", type=float, metavar="USD", help="Your own machines: USD per GPU-hour."),
+    _machine("--gpus-per-node", type=click.IntRange(1, 1024), metavar="N", help="Your own machines: GPUs in one.  [default: 8]"),
+    _machine("--host-memory-gib", type=float, metavar="GIB", help="Host RAM of a node, where the catalog does not know it."),
+    _machine("--internode-gbps", type=float, metavar="GBIT/S", help="Network of a node, where the catalog does not know it."),
+)  # fmt: skip
+FLEET = (
+    _machine("--max-gpus", type=int, metavar="N", help="GPUs at most.  [default: 1024]"),
+    _machine("--nodes", type=int, metavar="N", help="Exactly so many nodes."),
 )
 STRATEGIES = (
-    click.option("--lora-rank", type=int, help="Rank of LoRA and QLoRA adapters.  [default: 16]"),
-    click.option("--lora-targets", help="Modules to adapt: q_proj,v_proj.  [default: every linear layer]"),
-    click.option(
-        "--require",
-        multiple=True,
-        metavar="STRATEGY",
-        help="Only plans with it (zero-3, offload-optimizer-cpu, ...); repeatable.",
-    ),
-    click.option("--forbid", multiple=True, metavar="STRATEGY", help="No plans with it; repeatable."),
-    click.option("--nvme-path", help="Where NVMe is mounted on a node.  [default: /local_nvme]"),
-)
+    _strategy("--lora-rank", type=int, metavar="R", help="Rank of LoRA and QLoRA adapters.  [default: 16]"),
+    _strategy("--lora-targets", help="Modules to adapt: q_proj,v_proj.  [default: every linear layer]"),
+    _strategy("--require", multiple=True, metavar="STRATEGY", shell_complete=strategy_names,
+              help="Only plans with it (zero-3, offload-optimizer-cpu, ...); repeatable."),
+    _strategy("--forbid", multiple=True, metavar="STRATEGY", shell_complete=strategy_names, help="No plans with it; repeatable."),
+    _strategy("--nvme-path", help="Where NVMe is mounted on a node.  [default: /local_nvme]"),
+)  # fmt: skip
 CHOICE = (
-    click.option(
-        "--budget",
-        type=Dollars(),
-        is_flag=False,
-        flag_value=CHEAPEST,
-        help="Bare: the cheapest plan of any method. USD: the most faithful method this pays for.",
-    ),
-    click.option("--deadline", help="14d, 36h.  [default: 30d]"),
-    click.option(
-        "--method",
-        type=click.Choice(METHODS),
-        multiple=True,
-        help="Allowed methods; repeatable.  [default: full; any with --budget]",
-    ),
-)
-OUTPUT = (
-    click.option("--out", help="Folder for ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"),
-    click.option("--json", "as_json", is_flag=True, help="Print plan.json alone."),
-)
+    _choice("--budget", type=Dollars(), is_flag=False, flag_value=CHEAPEST,
+            help="Bare: the cheapest plan of any method. USD: the most faithful method this pays for."),
+    _choice("--deadline", metavar="TIME", help="14d, 36h.  [default: 30d]"),
+    _choice("--method", type=click.Choice(METHODS), multiple=True, help="Allowed methods; repeatable.  [default: full; any with --budget]"),
+)  # fmt: skip
+CONFIGURATION = (
+    _fixed("--method", type=click.Choice(METHODS), default="full", show_default=True, help="What is trained."),
+    _fixed("--zero", type=click.IntRange(0, 3), metavar="STAGE", default=3, show_default=True, help="ZeRO stage."),
+    _fixed("--micro-batch", type=click.IntRange(1, 65536), metavar="N", default=1, show_default=True, help="Sequences per GPU and micro-step."),
+    _fixed("--checkpointing", default="none", show_default=True,
+           help="none, full, or how many layers; -offload appended keeps checkpoints on the host."),
+    _fixed("--offload-optimizer", type=click.Choice(("cpu", "nvme")), help="Optimizer states on the host or on NVMe."),
+    _fixed("--offload-ratio", type=float, metavar="SHARE", default=1.0, show_default=True, help="Share of the optimizer on the host."),
+    _fixed("--offload-parameters", type=click.Choice(("cpu", "nvme")), help="Parameters on the host or on NVMe."),
+)  # fmt: skip
+OUT = (_output("--out", metavar="FOLDER", help="For ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"),)
+JSON = (_output("--json", "as_json", is_flag=True, help="Print the JSON document alone."),)
 
 
-def applied(options: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
-    """Decorate with several options, in their order."""
+def applied(*groups: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
+    """Decorate with several groups of options, in their order."""
 
     def decorate(function: F) -> F:
-        for option in reversed(tuple(options)):
+        for option in reversed([option for group in groups for option in group]):
             function = option(function)
         return function
 
     return decorate
 
 
-def plan_options(*, required: bool = False) -> Callable[[F], F]:
-    """All options of a plan."""
-    del required
-    return applied((*WHAT, *JOB, *MACHINES, *CHOICE, *STRATEGIES, *OUTPUT))
-
-
-BY_HAND = ("params", "layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
+plan_options = applied(WHAT, JOB, MACHINES, FLEET, CHOICE, STRATEGIES, OUT, JSON)
 
 
 def model_from(options: dict[str, Any]) -> Any:
-    """The model of --model, or the one described by hand; takes its options out.
+    """What --model means (``Found``: the model and a note), or the one described by hand; takes its options out.
 
     Raises:
         InputError: neither or both.
     """
     from ..planner.errors import InputError
-    from ..planner.models import describe_by_hand, find_model
+    from ..planner.models import Found, describe_by_hand, find_model
 
     reference = options.pop("model", None)
     hand = {name: value for name in BY_HAND if (value := options.pop(name, None)) is not None}
     if reference is not None and hand:
-        raise InputError(
-            f"--model {reference}: and --{next(iter(hand)).replace('_', '-')} contradict each other; give one of them"
-        )
+        raise InputError(f"--{_flag(next(iter(hand)))}: contradicts --model {reference[:40]}; give one of them")
     if reference is not None:
-        found = find_model(reference)
-        if found.note:
-            click.echo(f"note: {found.note}", err=True)
-        return found.model
+        return find_model(reference)
     missing = [name for name in ("params", "layers", "hidden") if name not in hand]
+    if len(missing) == len(BY_HAND[:3]):
+        raise InputError("--model: missing; allowed are a catalog name, a config.json, a folder or a hub id; write for example --model 70b")
     if missing:
-        raise InputError(
-            f"--{missing[0]}: missing; a model by hand needs --params, --layers and --hidden; or give --model"
-        )
+        raise InputError(f"--{missing[0]}: missing; a model by hand needs --params, --layers and --hidden; give it, or --model instead")
+    return Found(model=describe_by_hand(**{**hand, "params": _number(hand["params"])}))
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _number(text: str) -> float:
+    """Parameters as people write them: 13e9, 13B."""
+    from ..planner.units import parse_count
+
     try:
-        hand["params"] = float(hand["params"])
+        return float(text)
     except ValueError:
-        raise InputError(f"--params: not a number, got {hand['params']!r}; write for example 13e9") from None
-    return describe_by_hand(**hand)
+        return parse_count(text, where="--params")
 
 
 def request_from(options: dict[str, Any]) -> Any:

@@ -6,13 +6,15 @@ from typing import Any
 
 import click
 
+from .complete import gpu_names
+
 
 @click.command(name="why-not")
-@click.argument("plan")
-@click.option("--num-gpus", type=click.IntRange(1, 2**17), help="So many GPUs instead.")
-@click.option("--gpu", help="Another type instead.")
-@click.option("--zero", type=click.IntRange(0, 3), help="This ZeRO stage instead.")
-@click.option("--micro-batch", type=click.IntRange(1, 65536), help="This micro-batch instead.")
+@click.argument("plan", type=click.Path())
+@click.option("--num-gpus", type=click.IntRange(1, 2**17), metavar="N", help="So many GPUs instead.")
+@click.option("--gpu", shell_complete=gpu_names, help="Another type instead.")
+@click.option("--zero", type=click.IntRange(0, 3), metavar="STAGE", help="This ZeRO stage instead.")
+@click.option("--micro-batch", type=click.IntRange(1, 65536), metavar="N", help="This micro-batch instead.")
 @click.option("--method", type=click.Choice(("full", "lora", "qlora")), help="This method instead.")
 @click.option("--offload-optimizer", type=click.Choice(("none", "cpu", "nvme")), help="Optimizer there instead.")
 @click.option("--offload-parameters", type=click.Choice(("none", "cpu", "nvme")), help="Parameters there instead.")

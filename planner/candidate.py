@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -117,6 +118,12 @@ def _compute_sums(model: Model, computation: Computation, seq_len: int, micro_ba
     return compute_sums(work, node, ranks_per_node=node.gpus, precision=computation.precision)
 
 
+LABELS = {
+    "gpu_memory": "GPU memory", "host_memory": "host RAM", "nvme": "NVMe", "max_gpus": "number of GPUs", "deadline": "deadline",
+    "budget": "budget",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
     """One constraint of a candidate: what it needs, what there is."""
@@ -132,13 +139,28 @@ class Constraint:
         """How much is missing; 0 where it holds or nothing is known."""
         return 0.0 if self.limit is None else max(0.0, self.needs - self.limit)
 
+    @property
+    def label(self) -> str:
+        """What people read: "GPU memory in the loss phase"."""
+        name, _, phase = self.name.partition("[")
+        return LABELS[name] + (f" in the {phase.rstrip(']').replace('_', ' ')} phase" if phase else "")
+
     def text(self) -> str:
         """One line for people."""
-        limit = "unknown" if self.limit is None else self._amount(self.limit)
+        if not self.needs:
+            return f"{self.label}: not used"
+        if self.limit is None:
+            return f"{self.label}: needs {self._amount(self.needs)}, how much there is is unknown"
+        if math.isinf(self.limit):
+            return f"{self.label}: {self._amount(self.needs)}, no limit"
         verdict = (
-            "holds" if self.holds else (f"short by {self._amount(self.short)}" if self.limit is not None else "unknown")
+            f"{self._amount(self.short)} short"
+            if not self.holds
+            else f"{self.needs / self.limit:.1%}"
+            if self.limit
+            else "holds"
         )
-        return f"{self.name}: needs {self._amount(self.needs)}, has {limit}, {verdict}"
+        return f"{self.label}: needs {self._amount(self.needs)} of {self._amount(self.limit)}, {verdict}"
 
     def _amount(self, value: float) -> str:
         return {"GiB": lambda: gib(value * GIB), "USD": lambda: f"${value:,.2f}", "h": lambda: f"{value:,.1f} h"}.get(

@@ -8,18 +8,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .candidate import Candidate
+from .choose import best, closest
 from .errors import NoPlan
-from .machines import offers_for
+from .machines import makes_up, offers_for
 from .model import Model
 from .plan import Alternative, no_plan_document, summary
 from .program import Choice, Column, Limits, Shortage
 from .request import Request
-from .search import Point, Space, best, closest
+from .search import Point, Space
 from .units import HOUR_S, duration, gib_count, usd
 from .workload import Method
 
 FRONTIER_POINTS = 8
 FRONTIER_STEP = 1.5  # each point of the frontier may take this factor less time than the one before
+NO_WAY_OUT = (
+    "neither more time, more money nor another method helps; "
+    "try other --gpus, a shorter --seq-len, or fewer --require and --forbid"
+)
 STORAGE = ("zero", "offload", "checkpointing")  # names that say where states and activations live
 
 Found = tuple[Candidate, Choice]
@@ -114,9 +119,7 @@ def _with_gpus(search: Search, method: Method, label: str, gpus: float) -> Alter
 
 def _offered(search: Search, gpus: int) -> bool:
     """Whether some offer's nodes make up so many GPUs."""
-    return any(
-        gpus % o.node.gpus == 0 and (gpus == o.node.gpus or o.node.internode_bytes_per_s) for o in offers_for(search.request)
-    )
+    return any(makes_up(offer.node, gpus) for offer in offers_for(search.request))
 
 
 def _why_none(search: Search, method: Method) -> str:
@@ -149,11 +152,8 @@ def _no_plan(search: Search) -> NoPlan:
     """What is short by how much, and the cheapest change of the request that helps."""
     nearest = closest(search.space, search.limits, search.request.allowed)
     outs = _ways_out(search)
-    message = f"no plan: {_nearest_text(search, nearest)}; " + (
-        "ways out: " + "; ".join(out["text"] for out in outs)
-        if outs
-        else "neither more time, more money nor another method helps; try other --gpus, a shorter --seq-len, or fewer --require and --forbid"
-    )
+    ways = "ways out: " + "; ".join(out["text"] for out in outs) if outs else NO_WAY_OUT
+    message = f"no plan: {_nearest_text(search, nearest)}; {ways}"
     document = no_plan_document(
         search.request, message, nearest[0] if nearest else None, outs, dict(search.space.dropped)
     )
@@ -192,6 +192,7 @@ def _ways_out(search: Search) -> list[dict[str, Any]]:
             continue
         if found := search.cheapest(method, limits):
             c = found[0]
-            text = f"with {label} {usd(c.cost.usd)} in {duration(c.cost.hours * HOUR_S)} on {c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
+            machines = f"{c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
+            text = f"with {label} {usd(c.cost.usd)} in {duration(c.cost.hours * HOUR_S)} on {machines}"
             outs.append({"change": label, "text": text, **summary(c)})
     return sorted(outs, key=lambda out: out["cost_usd"])

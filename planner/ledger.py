@@ -42,6 +42,7 @@ class Phase(Enum):
 
 
 ALWAYS = tuple(Phase)
+DEVICES = tuple(Device)
 TRAINING = tuple(p for p in Phase if p is not Phase.START)
 BACKWARDS = (Phase.BACKWARD, Phase.RECOMPUTE, Phase.BACKWARD_END)
 
@@ -292,7 +293,7 @@ class Ledger:
     @cached_property
     def _totals(self) -> dict[Device, tuple[dict[Phase, int], dict[Phase, int]]]:
         """For each device: point estimates and upper bounds by phase."""
-        totals = {device: (dict.fromkeys(Phase, 0), dict.fromkeys(Phase, 0)) for device in Device}
+        totals = {device: (dict.fromkeys(ALWAYS, 0), dict.fromkeys(ALWAYS, 0)) for device in DEVICES}
         for entry in self.entries:
             point, upper = totals[entry.device]
             size, most = entry.bytes, entry.upper_bytes

@@ -76,6 +76,11 @@ def _completed(node: Node, request: Request) -> Node:
     return node
 
 
+def makes_up(node: Node, gpus: int) -> bool:
+    """Whether one node, or several on a known network, have exactly so many GPUs."""
+    return gpus == node.gpus or (gpus % node.gpus == 0 and node.internode_bytes_per_s is not None)
+
+
 def machine_for(request: Request, gpus: int) -> Offer:
     """The cheapest offer whose nodes make up exactly so many GPUs.
 
@@ -83,7 +88,7 @@ def machine_for(request: Request, gpus: int) -> Offer:
         InputError: no offer does; several nodes need a network that somebody knows.
     """
     found = offers_for(request)
-    fitting = [o for o in found if gpus % o.node.gpus == 0 and (gpus == o.node.gpus or o.node.internode_bytes_per_s)]
+    fitting = [offer for offer in found if makes_up(offer.node, gpus)]
     if not fitting:
         sizes = ", ".join(map(str, sorted({o.node.gpus for o in found})))
         raise InputError(

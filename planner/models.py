@@ -123,7 +123,9 @@ def find_model(reference: str) -> Found:
         raise InputError(f"model: not a name, got {shown(reference)}; {DO}")
     path = Path(reference)
     if path.is_file():
-        return Found(model=_from_file(path, name=path.parent.name if path.name == "config.json" else path.stem))
+        return Found(
+            model=_from_file(path, name=path.resolve().parent.name if path.name == "config.json" else path.stem)
+        )
     if (path / "config.json").is_file():
         return Found(model=_from_file(path / "config.json", name=path.resolve().name))
     if (name := spellings().get(spelling(reference))) is not None:

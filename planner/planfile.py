@@ -1,8 +1,9 @@
-"""Read plan.json back. It is untrusted: size and shape are checked, nothing of it is executed."""
+"""Read plan.json back. It is untrusted: size, shape and types are checked, nothing of it is executed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +13,62 @@ from .model import Model
 from .models import parse_config
 from .plan import SCHEMA_VERSION
 from .request import Request, request_from
+from .workload import Method
 
 LARGEST_BYTES = 8 * 2**20
 AGAIN = "plan again with this version of trainplan"
-SHAPE: Mapping[str, type | tuple[type, ...]] = {
-    "decision": dict,
-    "given_up": str,
-    "model": dict,
-    "memory": dict,
-    "time": dict,
-    "stack": list,
-    "request": dict,
-}
+LARGEST_NUMBER = 1e30
+
+# The shape of what is read: a type, a set of allowed texts, [of each], {key: of each}; "key?" may be missing or null.
+_TEXT, _COUNT, _NUMBER, _ANY = "text", "a whole number", "a number", "anything"
+_ENTRY = {
+    "item": _TEXT, "section": _TEXT, "bytes": _COUNT, "upper_bytes": _COUNT, "phases": [_TEXT], "why": _TEXT, "certainty": _TEXT,
+    "source": _TEXT,
+}  # fmt: skip
+_STORE = {"capacity_bytes?": _COUNT, "upper_bound_bytes": _COUNT, "entries": [_ENTRY]}
+SHAPE: Mapping[str, Any] = {
+    "decision": {
+        "gpus": _COUNT, "nodes": _COUNT, "gpu": _TEXT, "offer": _TEXT, "method": _TEXT, "zero_stage": _COUNT, "strategies": [_TEXT],
+        "micro_batch": _COUNT, "gradient_accumulation_steps": _COUNT, "checkpointed_layers": _COUNT, "offload_ratio?": _NUMBER,
+        "hours": _NUMBER, "cost_usd": _NUMBER, "gpus_per_node": _COUNT, "usd_per_node_hour": _NUMBER, "tier": _TEXT, "region": _TEXT,
+        "price_date": _TEXT,
+    },
+    "given_up": _TEXT,
+    "model": {
+        "name": _TEXT, "source": _TEXT, "note?": _TEXT, "parameters": _COUNT, "trainable_parameters": _COUNT, "config": _ANY,
+    },
+    "memory": {"gpu": _STORE, "host": _STORE, "nvme": _STORE},
+    "time": {
+        "step_s": _NUMBER,
+        "terms": [{"name": _TEXT, "seconds_per_step": _NUMBER, "exposed_s": _NUMBER, "limited_by": _TEXT, "source": _TEXT}],
+    },
+    "stack": [{
+        "strategy": _TEXT, "allocated_bytes": _COUNT, "host_bytes_per_node": _COUNT, "step_s": _NUMBER, "deepspeed": {},
+    }],
+    "warnings": [_TEXT],
+    "request": {},
+}  # fmt: skip
 
 
 def read_plan(reference: str) -> dict[str, Any]:
     """A plan file, or the plan of a folder.
 
     Raises:
-        InputError: missing, too large, no JSON, another version, or no plan.
+        InputError: missing, no file, too large, no JSON, another version, or no plan.
     """
     path = Path(reference)
-    path = path / "plan.json" if path.is_dir() else path
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise InputError(
-                f"{path}: {path.stat().st_size:,} bytes; a plan has at most {LARGEST_BYTES:,}; is this a plan.json?"
-            )
-        data = path.read_bytes()
+        path = path / "plan.json" if path.is_dir() else path
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file; give a plan.json or its folder")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{reference}: cannot be read, {getattr(error, 'strerror', None) or error}; give a plan.json or its folder"
-        ) from error
-    document = dict(parse_config(data, where=str(path)))
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{reference[:200]}: cannot be read, {reason}; give a plan.json or its folder") from error
+    if len(data) > LARGEST_BYTES:
+        raise InputError(f"{path}: larger than {LARGEST_BYTES:,} bytes, as no plan is; give a plan.json or its folder")
+    document = dict(parse_config(data, where=str(path), wanted="a plan.json"))
     _check(document, path)
     return document
 
@@ -54,18 +78,67 @@ def _check(document: dict[str, Any], path: Path) -> None:
     if version != SCHEMA_VERSION:
         raise InputError(f"{path}: schema_version is {version!r}; this trainplan reads {SCHEMA_VERSION}; {AGAIN}")
     if document.get("status") != "planned":
-        raise InputError(f"{path}: status is {document.get('status')!r}; only a planned one can be explained; {AGAIN}")
-    wrong = [key for key, kind in SHAPE.items() if not isinstance(document.get(key), kind)]
+        raise InputError(
+            f"{path}: status is {str(document.get('status'))[:40]!r}; only a planned one can be explained; {AGAIN}"
+        )
+    wrong = next(_wrong(document, SHAPE, ""), None)
+    if wrong is None and document["decision"]["method"] not in {m.value for m in Method}:
+        wrong = "decision.method is no method"
+    if (
+        wrong is None
+        and min(document["decision"][key] for key in ("gpus", "nodes", "gpus_per_node", "micro_batch")) < 1
+    ):
+        wrong = "decision has no GPUs, nodes or micro-batch"
     if wrong:
-        raise InputError(f"{path}: {', '.join(wrong)} missing or of a wrong type; {AGAIN}")
+        raise InputError(f"{path}: {wrong}; this is no plan.json as trainplan writes it; {AGAIN}")
+
+
+def _wrong(value: Any, shape: Any, where: str) -> Iterator[str]:
+    """What differs from a shape, in the order of the shape."""
+    if isinstance(shape, str):
+        if not _is(value, shape):
+            yield f"{where} is {repr(value)[:40]}, not {shape}"
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            yield f"{where} is {repr(value)[:40]}, not a list"
+            return
+        for index, item in enumerate(value):
+            yield from _wrong(item, shape[0], f"{where}[{index}]")
+    elif not isinstance(value, dict):
+        yield f"{where} is {repr(value)[:40]}, not an object"
+    else:
+        yield from _wrong_keys(value, shape, where)
+
+
+def _wrong_keys(value: dict[str, Any], shape: Mapping[str, Any], where: str) -> Iterator[str]:
+    for name, inner in shape.items():
+        key = name.removesuffix("?")
+        if value.get(key) is None and name.endswith("?"):
+            continue
+        path = f"{where}.{key}" if where else key
+        if key not in value:
+            yield f"{path} is missing"
+        else:
+            yield from _wrong(value[key], inner, path)
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a JSON value is of a kind; true is no number, and no number is infinite or negative."""
+    if kind == _TEXT:
+        return isinstance(value, str)
+    if kind == _COUNT:
+        return type(value) is int and 0 <= value <= LARGEST_NUMBER
+    if kind == _NUMBER:
+        return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= LARGEST_NUMBER
+    return kind == _ANY
 
 
 def model_of(document: Mapping[str, Any]) -> Model:
     """The plan's model, built from the configuration the plan carries."""
     row = document["model"]
-    if not isinstance(row.get("config"), dict):
-        raise InputError(f"plan: its model has no config; {AGAIN}")
-    return build_model(row["config"], name=str(row.get("name")), source=str(row.get("source")))
+    if not isinstance(row["config"], dict):
+        raise InputError(f"plan: model.config is {repr(row['config'])[:40]}, not an object; {AGAIN}")
+    return build_model(row["config"], name=row["name"], source=row["source"])
 
 
 def request_of(document: Mapping[str, Any]) -> Request:

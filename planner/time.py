@@ -227,6 +227,7 @@ class _Bucket:
 
 
 _MICRO_STEP = (When.FORWARD, When.BACKWARD)
+_PARTS = tuple(When)
 _GPU_WORK = frozenset((Resource.MATMUL, Resource.ATTENTION, Resource.MEMORY))
 
 
@@ -314,8 +315,8 @@ def _priced(
 ) -> tuple[list[tuple[Work, float]], Buckets, Buckets]:
     """Each amount's seconds, and their sums by part: in every micro-step (on top of ``given``), and once per step."""
     timed = [(item, _seconds(item, rate, node, nodes, ranks_per_node)) for item in work]
-    every = {when: _both(given[when], _Bucket()) if given else _Bucket() for when in When}
-    once = {when: _Bucket() for when in When}
+    every = {when: _both(given[when], _Bucket()) if given else _Bucket() for when in _PARTS}
+    once = {when: _Bucket() for when in _PARTS}
     for item, seconds in timed:
         _fill((once if item.once or item.when is When.STEP else every)[item.when], item, seconds)
     return timed, every, once

@@ -25,7 +25,7 @@ from ..planner.ledger import (
     tensor_partition,
     touched,
 )
-from ..planner.states import FP32, OPTIMIZER_UPDATE, accumulating, update_traffic_bytes
+from ..planner.states import FP32, NORM_BYTES, OPTIMIZER_UPDATE, accumulating, update_traffic_bytes
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
 
@@ -33,6 +33,7 @@ GROUPS = 20  # sub-groups a rank's partition is cut into for a partial share, so
 CPU_ADAM_BYTES = 34  # host memory traffic per element: reads p, m, v, g in fp32, writes p, m, v, then the 16-bit copy (read 4, write 2)
 SWAP_BUFFER_COUNT = 4  # master, two moments, gradient; without pipelining
 NVME_SUB_GROUP_ELEMENTS = 100_000_000
+NORM_ELEMENTS = 250_000_000  # DeepSpeed 0.19.8 runtime/zero/stage3.py, _constant_buffered_norm2
 NVME_BYTES = 16  # master, two moments, gradient in fp32, per element
 
 
@@ -109,6 +110,7 @@ class OffloadOptimizer:
             left.plus(
                 *_host_states(ledger, min(host + group, part) if self.partial else host, why, master_pinned=False),
                 _pinned_entry(Item.GRADIENTS, e * part, f"{e} B x {part:,}, pinned"),
+                _partition_norm(ledger, setting),
                 Entry(Item.MASTER, Device.GPU, FP32 * stay, ALWAYS, f"4 B x {stay:,} elements that stay"),
                 Entry(
                     Item.MOMENTS,
@@ -129,6 +131,12 @@ class OffloadOptimizer:
             .doing(*_cpu_update(host), *_stage3_traffic(ledger, setting, part), *_gpu_update(ledger, part - host))
             .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger))
         )
+
+
+def _partition_norm(ledger: Ledger, setting: Setting) -> Entry:
+    """Stage 3 takes the norm of a gradient's partition as it leaves the GPU, at most NORM_ELEMENTS in fp64 at a time."""
+    piece = min(-(-ledger.trainable.largest // setting.world_size), NORM_ELEMENTS)
+    return Entry(Item.NORM_TEMPORARY, Device.GPU, NORM_BYTES * piece, BACKWARDS, f"8 B x {piece:,} elements of a partition")
 
 
 def _cpu_adam(ledger: Ledger) -> dict[str, Any]:
@@ -161,42 +169,39 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
     e, d = ledger.computation.precision.bytes, setting.world_size
     part, largest = flat_partition(ledger.trainable, d), ledger.trainable.largest
     why = f"{part:,} elements of the slice"
-    dropped = (Item.MASTER, Item.MOMENTS, Item.STEP_TEMPORARIES) + (
-        (Item.GRADIENTS, Item.ACCUMULATED) if ledger.stage == 2 else ()
-    )
-    earlier = e * touched(ledger.trainable, d) if accumulating(setting) else 0
-    left = ledger.without(*dropped)
-    if ledger.stage == 1:  # the whole gradient stays in .grad until the last micro-step's reduction
-        left = replace(
-            left, entries=tuple(x for x in left.entries if not (x.item is Item.GRADIENTS and x.phases == (Phase.STEP,)))
-        )
+    bucket = next(x for x in ledger.entries if x.item is Item.REDUCE_BUCKET)
     keys = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "overlap_comm": False}
-    bucket = left.bytes_of(Item.REDUCE_BUCKET)
-    phases = next((x.phases for x in left.entries if x.item is Item.REDUCE_BUCKET), BACKWARDS)
+    norm = NORM_BYTES * min(largest, part)
     return (
-        left.without(Item.REDUCE_BUCKET)
+        ledger.without(
+            Item.MASTER, Item.MOMENTS, Item.STEP_TEMPORARIES, Item.GRADIENTS, Item.ACCUMULATED, Item.REDUCE_BUCKET
+        )
         .plus(
-            Entry(
-                Item.REDUCE_BUCKET,
-                Device.GPU,
-                bucket // 2,
-                phases,
-                "one bucket: overlap_comm is off with the offloaded optimizer",
-            ),
+            replace(bucket, bytes=bucket.bytes // 2, why="one bucket: overlap_comm is off with the offloaded optimizer"),
             *_host_states(ledger, part, why, master_pinned=True),
             _pinned_entry(Item.WEIGHTS_HOST_COPY, e * part, f"{e} B x {why}, pinned"),
             _pinned_entry(Item.OFFLOAD_STAGING, e * largest, f"{e} B x largest tensor {largest:,}, pinned"),
             Entry(Item.OFFLOAD_STAGING, Device.GPU, e * largest, ALWAYS, f"{e} B x largest tensor {largest:,}"),
-            _pinned_entry(Item.ACCUMULATED, earlier, "16-bit gradients of earlier micro-steps, pinned"),
+            Entry(Item.NORM_TEMPORARY, Device.GPU, norm, BACKWARDS, f"8 B x min(largest tensor {largest:,}, slice {part:,})"),
+            *_earlier_gradients(ledger, setting),
         )
         .not_doing(OPTIMIZER_UPDATE)
         .doing(*_cpu_update(part), *_flat_traffic(ledger, setting, part))
-        .keys(
-            zero_optimization=keys,
-            optimizer=_cpu_adam(ledger),
-            data_types={"grad_accum_dtype": ledger.computation.precision.value},
-        )
-    )
+        .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger), data_types={"grad_accum_dtype": ledger.computation.precision.value})
+    )  # fmt: skip
+
+
+def _earlier_gradients(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
+    """Stage 1 keeps whole gradients on the GPU until the last micro-step; stage 2 gathers its tensors on the host.
+
+    Without overlap_comm stage 1 reduces after the backward pass, so that its gradients are whole with one micro-step too.
+    """
+    e, trainable = ledger.computation.precision.bytes, ledger.trainable
+    if ledger.stage == 1:
+        phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else (Phase.BACKWARD_END,)
+        return (Entry(Item.GRADIENTS, Device.GPU, e * trainable.total, phases, f"{e} B x {trainable.total:,}, whole"),)
+    earlier = e * touched(trainable, setting.world_size) if accumulating(setting) else 0
+    return (_pinned_entry(Item.ACCUMULATED, earlier, "16-bit gradients of earlier micro-steps, pinned"),)
 
 
 def _cpu_update(elements: int) -> tuple[Work, ...]:
@@ -225,9 +230,10 @@ def _gpu_update(ledger: Ledger, elements: int) -> tuple[Work, ...]:
 
 
 def _flat_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ...]:
-    """fp32 gradients down once, weights up once; with accumulation 16-bit gradients down and up every micro-step."""
+    """fp32 gradients down once, weights up once; stage 2 accumulates on the host, down and up every micro-step."""
     e = ledger.computation.precision.bytes
-    per_micro = float(e * touched(ledger.trainable, setting.world_size)) if accumulating(setting) else 0.0
+    on_host = ledger.stage == 2 and accumulating(setting)
+    per_micro = float(e * touched(ledger.trainable, setting.world_size)) if on_host else 0.0
     return (
         Work(
             name="gradients to host",

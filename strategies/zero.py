@@ -128,43 +128,38 @@ class Zero:
 
 
 def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
-    """Whole gradients in .grad; the slice's tensors at the step."""
-    n, e = ledger.trainable.total, ledger.computation.precision.bytes
-    phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else (Phase.BACKWARD_END,)
-    touch = touched(ledger.trainable, setting.world_size)
-    return (
-        _flat_states(ledger, setting, bucket_phases=(*phases, *BACKWARDS))
-        .plus(
-            Entry(
-                Item.GRADIENTS, Device.GPU, e * n, phases, f"{e} B x {n:,}, whole until the last micro-step's reduction"
-            ),
-            Entry(Item.GRADIENTS, Device.GPU, e * touch, (Phase.STEP,), f"{e} B x P_touch {touch:,}"),
-        )
-        .doing(_reduction(ledger, setting, once=True))
-    )
+    """Whole gradients wait in .grad for the last micro-step, whose first reduction allocates the slice's tensors.
+
+    Gradients that are not the rank's own point into the bucket once reduced; so with one micro-step they are never whole.
+    Measured: with two micro-steps on one rank the backward pass peaks at N + P_touch beside all activations.
+    """
+    n, e, touch = ledger.trainable.total, ledger.computation.precision.bytes, touched(ledger.trainable, setting.world_size)
+    waiting = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
+    reduced = (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS  # at the end the whole gradient covers it
+    return _flat_states(ledger, setting, bucket_phases=_union(waiting, BACKWARDS)).plus(
+        Entry(Item.ACCUMULATED, Device.GPU, e * n if waiting else 0, waiting, f"{e} B x {n:,}, whole until the last micro-step"),
+        Entry(Item.GRADIENTS, Device.GPU, e * touch, (*reduced, Phase.STEP), f"{e} B x P_touch {touch:,}"),
+    ).doing(_reduction(ledger, setting, once=True))  # fmt: skip
 
 
 def _stage2(ledger: Ledger, setting: Setting) -> Ledger:
-    """Tensors that overlap the slice, or an exact fp32 buffer of the slice where that is smaller."""
+    """Tensors that overlap the slice, or an exact fp32 buffer of the slice where that is smaller.
+
+    Either is allocated whole at the first reduction of a backward pass, while nearly all activations are alive.
+    """
     e, d = ledger.computation.precision.bytes, setting.world_size
     touch, part = touched(ledger.trainable, d), flat_partition(ledger.trainable, d)
     flat = _flat_states(ledger, setting, bucket_phases=BACKWARDS).doing(_reduction(ledger, setting, once=False))
     earlier = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
     if accumulates_fp32(ledger, setting):
-        buffer = Entry(
-            Item.GRADIENTS, Device.GPU, FP32 * part, (*_union(earlier, BACKWARDS), Phase.STEP), f"4 B x slice {part:,}"
-        )
+        buffer = Entry(Item.GRADIENTS, Device.GPU, FP32 * part, (*_union(earlier, BACKWARDS), Phase.STEP), f"4 B x slice {part:,}")
         norm = NORM_BYTES * min(ledger.trainable.largest, part)
-        step = Entry(
-            Item.STEP_TEMPORARIES, Device.GPU, norm, (Phase.STEP,), "fp64 norm of the largest piece; no fp32 copy"
-        )
+        step = Entry(Item.STEP_TEMPORARIES, Device.GPU, norm, (Phase.STEP,), "fp64 norm of the largest piece; no fp32 copy")
         return flat.without(Item.STEP_TEMPORARIES).plus(buffer, step).keys(data_types={"grad_accum_dtype": "fp32"})
     why = f"{e} B x P_touch {touch:,}"
     return flat.plus(
-        Entry(Item.ACCUMULATED, Device.GPU, e * touch, earlier, why)
-        if earlier
-        else Entry(Item.ACCUMULATED, Device.GPU, 0, (), why),
-        Entry(Item.GRADIENTS, Device.GPU, e * touch, (Phase.BACKWARD_END, Phase.STEP), why),
+        Entry(Item.ACCUMULATED, Device.GPU, e * touch if earlier else 0, earlier, why),
+        Entry(Item.GRADIENTS, Device.GPU, e * touch, (*BACKWARDS, Phase.STEP), why),
     )
 
 
@@ -186,7 +181,8 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
     e, d = ledger.computation.precision.bytes, setting.world_size
     part = flat_partition(ledger.trainable, d)
     bucket, largest = reduce_bucket_elements(setting.model), ledger.trainable.largest
-    step = max((e + FP32) * part, NORM_BYTES * min(largest, part))
+    copies = FP32 if e == FP32 else e + FP32  # flattened, then cast to fp32: no second copy where it is fp32 already
+    step = max(copies * part, NORM_BYTES * min(largest, part))
     why = f"{part:,} elements: {ledger.trainable.total:,} / {d} ranks, padded"
     return (
         ledger.plus(
@@ -220,7 +216,7 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
                 Device.GPU,
                 step,
                 (Phase.STEP,),
-                f"({e} + 4) B x slice, or the fp64 norm of one piece",
+                f"{copies} B x slice, or the fp64 norm of one piece",
             ),
         )
         .doing(_update(ledger, part), _weights_gather(ledger, setting))

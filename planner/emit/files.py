@@ -30,14 +30,14 @@ def write_files(folder: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder, files)
         digests = {**_digests(folder), **{name: _digest(text) for name, text in files.items()}}
-        paths = tuple(_write(folder / name, text) for name, text in files.items())
-        _write(folder / MANIFEST, json.dumps({"files": digests}, indent=2, sort_keys=True) + "\n")
+        manifest = json.dumps({"files": digests}, indent=2, sort_keys=True) + "\n"
+        _write_all(folder, {**files, MANIFEST: manifest})
     except OSError as error:
         raise InputError(
             f"--out {folder}: cannot write, {error.strerror or error}; a folder you may write to, on a disk with room, is "
             f"needed; choose another --out"
         ) from error
-    return paths
+    return tuple(folder / name for name in files)
 
 
 def _digest(text: str) -> str:
@@ -69,18 +69,27 @@ def _refuse_foreign(folder: Path, files: Mapping[str, str]) -> None:
             )
 
 
-def _write(path: Path, text: str) -> Path:
-    """Write beside, then rename over: readers see the old file or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _write_all(folder: Path, files: Mapping[str, str]) -> None:
+    """Write all of them beside, then rename all: a full disk or Ctrl-C leaves what was there, readers see no part."""
+    beside: dict[str, Path] = {}
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        for name, text in files.items():
+            _write_beside(folder / name, text, beside)
+        for temporary, path in beside.items():
+            os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+        for temporary in beside:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
         raise
-    return path
+
+
+def _write_beside(path: Path, text: str, beside: dict[str, Path]) -> None:
+    """One temporary file in the same folder, noted in ``beside`` before its first byte."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside[name] = path
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(name, 0o644)

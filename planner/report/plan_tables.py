@@ -9,27 +9,26 @@ from ..units import duration, usd
 from .table import table
 from .words import METHODS, Document, brief, hours, shortened
 
-NOT_ASKED = "not asked for"
 SAME = ("gpus", "gpu", "offer", "method", "strategies", "micro_batch", "checkpointed_layers")
 HEADER = ("GPUs", "time", "cost", "offer", "strategy")
 DAY_H = 24
 
 
 def alternatives_text(plan: Document) -> str:
-    """Cheapest of each method; half and twice the GPUs."""
-    rows = [_alternative(a, plan["decision"]) for a in plan["alternatives"]]
-    asked = all(a["note"] != NOT_ASKED for a in plan["alternatives"])
+    """Cheapest of each method; half and twice the GPUs. What is to be said about a row stands below, numbered."""
+    found = plan["alternatives"]
+    notes = list(dict.fromkeys(a["note"] for a in found if a["note"] and "gpus" in a))
+    rows = [_alternative(a, plan["decision"], notes) for a in found]
     shown = table(rows, header=("", *HEADER), align="llrrll", indent="  ")
-    return f"Alternatives within the deadline, whatever they cost\n{shown}" + ("" if asked else "\n  * not asked for: see --method")
+    return "\n".join((f"Alternatives within the deadline\n{shown}", *(f"  [{n}] {note}" for n, note in enumerate(notes, 1))))
 
 
-def _alternative(row: Document, decision: Document) -> tuple[str, ...]:
+def _alternative(row: Document, decision: Document, notes: Sequence[str]) -> tuple[str, ...]:
     """One row; why there is none, or that it is the plan itself."""
-    label = f"{row['label']}{' *' if row['note'] == NOT_ASKED else ''}"
     if "gpus" not in row:
-        return label, "none", "", "", "", row["note"]
-    strategy = "this plan" if all(row[key] == decision[key] for key in SAME) else brief(row)
-    return label, *_plan_cells(row), strategy
+        return row["label"], "none", "", "", "", row["note"]
+    label = f"{row['label']} [{notes.index(row['note']) + 1}]" if row["note"] else row["label"]
+    return label, *_plan_cells(row), "this plan" if all(row[key] == decision[key] for key in SAME) else brief(row)
 
 
 def _plan_cells(row: Document) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def step_text(time: Document) -> str:
     terms = joined(time["terms"])
     shown = apportioned([t.exposed_s for t in terms], unit_s)
     rows = [
-        (t.name, f"{t.busy_s / unit_s / 10:,.1f}", f"{tenths / 10:,.1f}", f"{t.exposed_s / time['step_s']:.1%}", ", ".join(t.limited_by))
+        (t.name, f"{max(tenths, round(t.busy_s / unit_s)) / 10:,.1f}", f"{tenths / 10:,.1f}", f"{t.exposed_s / time['step_s']:.1%}", ", ".join(t.limited_by))
         for t, tenths in zip(terms, shown, strict=True)
         if t.busy_s >= unit_s / 2
     ]  # fmt: skip

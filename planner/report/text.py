@@ -78,20 +78,20 @@ def estimate_text(found: Document) -> str:
     d, memory = found["configuration"], found["memory"]
     fits = all(memory[device]["fits"] for device in ("gpu", "host", "nvme"))
     rows = (
-        *((("model", found["model"].get("note") or found["model"]["source"]),) if "model" in found else ()),
+        ("model", found["model"].get("note") or found["model"]["source"]),
         ("machine", machines(d)),
         ("price", price(d)),
         ("batch", batch(d)),
         *(("note", line) for line in found["warnings"]),
     )
     verdict = "fits" if fits else "does not fit"
-    assumed = f"Assumptions\n{assumptions_table(found['assumptions'])}" if "assumptions" in found else ""
+    assumed = [row for row in found["assumptions"] if d["method"] != "full" or not row["name"].startswith("adapters")]
     return _sections(
-        f"{verdict}: {decision_line(found['name'], d)}\n{table(rows, align='ll', indent='  ')}",
+        f"{verdict}: {decision_line(found['model']['name'], d)}\n{table(rows, align='ll', indent='  ')}",
         memory_text(memory),
         step_text(found["time"]),
         bill_text(found["time"], found["cost"], d["nodes"]),
-        assumed,
+        f"Assumptions\n{assumptions_table(assumed)}",
         "Limits\n" + "\n".join(f"  {line}" for line in found["constraints"]),
     )
 

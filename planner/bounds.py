@@ -1,0 +1,116 @@
+"""Lower bounds of a step's seconds, from what activations admit: they decide which candidates are worth folding whole.
+
+A fold has two halves. Method, optimizer, precision and activations decide what is computed, and know no ranks; ZeRO and
+offload decide where states live. The first half is shared by all ranks and machines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
+
+from .candidate import step_parts
+from .computation import Computation
+from .compute import compute_work
+from .evaluate import activation_entries, complete
+from .family import Family
+from .hardware import Node
+from .ledger import Device, Ledger, Phase
+from .model import Model
+from .states import baseline
+from .time import price_parts
+from .transform import Setting, Stack, fold
+from .workload import Workload
+
+STORAGE_RANK = 50  # strategies below it decide what is computed, those from it on where states live
+
+
+@lru_cache(maxsize=65536)
+def folded(family: Family, setting: Setting, layers: int, groups: int) -> Ledger:
+    """The complete ledger of one point; what is computed is folded once for all ranks and micro-batches."""
+    storage = tuple(s for s in family.at(layers, groups).strategies if s.rank >= STORAGE_RANK)
+    start = _computed(family, setting.workload, layers, setting.micro_batch)
+    return complete(fold(start, Stack(storage), setting), setting)
+
+
+@lru_cache(maxsize=16384)
+def _computed(family: Family, workload: Workload, layers: int, micro_batch: int) -> Ledger:
+    """The fold's first half: method, optimizer, precision, activations; it knows no ranks."""
+    setting = Setting(workload=workload, nodes=1, ranks_per_node=1, micro_batch=micro_batch)
+    strategies = family.at(layers, max(1, family.groups)).strategies
+    return fold(baseline(setting), Stack(tuple(s for s in strategies if s.rank < STORAGE_RANK)), setting)
+
+
+def leanest_computation(family: Family, setting: Setting, node: Node) -> Computation | None:
+    """What the family computes with the fewest checkpointed layers that activations admit; None where none do."""
+    workload = setting.workload
+    computation = _computed(family, workload, 1, 1).computation
+    return _fewest_layers(setting.model, computation, workload.seq_len, setting.micro_batch, node.gpu.memory_bytes)
+
+
+@lru_cache(maxsize=65536)
+def _fewest_layers(
+    model: Model, computation: Computation, seq_len: int, micro_batch: int, capacity_bytes: int
+) -> Computation | None:
+    """The computation with the fewest checkpointed layers whose activations fit with nothing else on the GPU."""
+
+    def fits(layers: int) -> bool:
+        return (
+            _activations(model, replace(computation, checkpointed_layers=layers), seq_len, micro_batch)
+            <= capacity_bytes
+        )
+
+    if not computation.checkpointed_layers:
+        return computation if fits(0) else None
+    low, high = 1, model.layers + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return replace(computation, checkpointed_layers=low) if low <= model.layers else None
+
+
+def _activations(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> int:
+    """Peak of the activation lines alone."""
+    totals: Counter[Phase] = Counter()
+    for entry in activation_entries(model, computation, seq_len, micro_batch):
+        if entry.device is Device.GPU:
+            totals.update(dict.fromkeys(entry.phases, entry.upper_bytes))
+    return max(totals.values(), default=0)
+
+
+def compute_only_s(family: Family, setting: Setting, node: Node) -> float:
+    """Lower bound of the step's seconds: compute alone."""
+    computation = leanest_computation(family, setting, node)
+    if computation is None:
+        return math.inf
+    return (
+        _compute_s(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node)
+        * setting.gradient_accumulation_steps
+    )
+
+
+@lru_cache(maxsize=65536)
+def _compute_s(model: Model, computation: Computation, seq_len: int, micro_batch: int, node: Node) -> float:
+    """Seconds of compute of one micro-step."""
+    parts = price_parts(
+        compute_work(model, computation, seq_len, micro_batch),
+        node,
+        nodes=1,
+        ranks_per_node=node.gpus,
+        gradient_accumulation_steps=1,
+        precision=computation.precision,
+    )
+    return sum(part.times * max(part.bounds_s) for part in parts)
+
+
+def traffic_bound_s(lightest: Ledger, family: Family, setting: Setting, node: Node) -> float:
+    """Lower bound of the step's seconds: the least compute that activations admit, and the least traffic.
+
+    Of the shares the smallest moves least: what stays on the GPU is updated there, and faster.
+    """
+    computation = leanest_computation(family, setting, node)
+    if computation is None:
+        return math.inf
+    return sum(part.times * max(part.bounds_s) for part in step_parts(lightest, computation, setting, node))
