@@ -6,7 +6,18 @@ from typing import Any
 
 import click
 
-from .plan_options import CONFIGURATION, JOB, JSON, MACHINES, STRATEGIES, WHAT, Sectioned, applied, model_from, request_from
+from .plan_options import (
+    CONFIGURATION,
+    JOB,
+    JSON,
+    MACHINES,
+    STRATEGIES,
+    WHAT,
+    Sectioned,
+    applied,
+    model_from,
+    request_from,
+)
 
 FIXED = ("zero", "micro_batch", "checkpointing", "offload_optimizer", "offload_ratio", "offload_parameters")
 

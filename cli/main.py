@@ -57,14 +57,22 @@ class Root(Sectioned, click.Group):
             formatter.write_dl(list(SUMMARIES.items()))
         Sectioned.format_options(self, ctx, formatter)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Did-you-mean for commands."""
         if args and args[0] not in COMMANDS:
-            raise click.UsageError(f"{args[0][:40]!r}: no such command; commands are {', '.join(COMMANDS)}{did_you_mean(args[0][:40], COMMANDS)}")
+            raise click.UsageError(
+                f"{args[0][:40]!r}: no such command; commands are {', '.join(COMMANDS)}{did_you_mean(args[0][:40], COMMANDS)}"
+            )
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=Root, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command(
+    cls=Root,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @plan_options
 @click.version_option(package_name="trainplan")
 @click.pass_context
@@ -79,10 +87,16 @@ def root(ctx: click.Context, **options: Any) -> None:
     your own model, data and deadline:
       trainplan --model ./config.json --gpus h100,a100-80 --tokens 2B --deadline 14d --method full --out plans/x
     """
-    given = [p for p in ctx.command.params if p.name and ctx.get_parameter_source(p.name) is click.core.ParameterSource.COMMANDLINE]
+    given = [
+        p
+        for p in ctx.command.params
+        if p.name and ctx.get_parameter_source(p.name) is click.core.ParameterSource.COMMANDLINE
+    ]
     if ctx.invoked_subcommand is not None:
         if given:
-            raise click.UsageError(f"{given[0].opts[0]}: stands before {ctx.invoked_subcommand}; put options after the command")
+            raise click.UsageError(
+                f"{given[0].opts[0]}: stands before {ctx.invoked_subcommand}; put options after the command"
+            )
     elif not given:
         click.echo(ctx.get_help())
     else:
@@ -122,7 +136,10 @@ def run_root(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("TRAINPLAN_TRACEBACK"):
             raise
-        return _fail(f"internal error: {type(error).__name__}: {error}; this is a fault of trainplan; TRAINPLAN_TRACEBACK=1 shows where", FAILED)
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}; this is a fault of trainplan; TRAINPLAN_TRACEBACK=1 shows where",
+            FAILED,
+        )
 
 
 def _flushed(code: int) -> int:

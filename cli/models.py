@@ -143,7 +143,9 @@ def _print_rows(rows: Sequence[CatalogModel], *, as_json: bool) -> None:
         (m.name, m.family, f"{m.parameter_count:,}", str(m.layers), str(m.hidden), ", ".join(r.aliases))
         for r, m in zip(rows, models, strict=True)
     ]
-    click.echo(table(cells, header=("model", "architecture", "parameters", "layers", "hidden", "also called"), align="llrrrl"))
+    click.echo(
+        table(cells, header=("model", "architecture", "parameters", "layers", "hidden", "also called"), align="llrrrl")
+    )
 
 
 def _row_facts(row: CatalogModel, model: Model) -> dict[str, object]:

@@ -67,7 +67,9 @@ def _write(document: dict[str, Any], folder: str) -> tuple[Path, ...]:
     from ..planner.errors import InputError
 
     if not folder.strip() or "\0" in folder:
-        raise InputError(f"--out: not a folder's name, got {folder[:40]!r}; any other name is allowed; write for example --out plans/x")
+        raise InputError(
+            f"--out: not a folder's name, got {folder[:40]!r}; any other name is allowed; write for example --out plans/x"
+        )
     where, d = Path(folder), document["decision"]
     document["launch"] = launch_command(
         nodes=d["nodes"], gpus_per_node=d["gpus_per_node"], config=str(where / "ds_config.json")

@@ -66,7 +66,9 @@ class Sectioned(click.Command):
 
 
 _model = partial(click.option, cls=SectionedOption, section="What to train")
-_hand = partial(click.option, cls=SectionedOption, section="A Llama-shaped model by hand, instead of --model", metavar="N")
+_hand = partial(
+    click.option, cls=SectionedOption, section="A Llama-shaped model by hand, instead of --model", metavar="N"
+)
 _job = partial(click.option, cls=SectionedOption, section="How much")
 _machine = partial(click.option, cls=SectionedOption, section="On what")
 _choice = partial(click.option, cls=SectionedOption, section="Within which limits")
@@ -127,7 +129,11 @@ CONFIGURATION = (
     _fixed("--offload-ratio", type=float, metavar="SHARE", default=1.0, show_default=True, help="Share of the optimizer on the host."),
     _fixed("--offload-parameters", type=click.Choice(("cpu", "nvme")), help="Parameters on the host or on NVMe."),
 )  # fmt: skip
-OUT = (_output("--out", metavar="FOLDER", help="For ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"),)
+OUT = (
+    _output(
+        "--out", metavar="FOLDER", help="For ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"
+    ),
+)
 JSON = (_output("--json", "as_json", is_flag=True, help="Print the JSON document alone."),)
 
 
@@ -162,9 +168,13 @@ def model_from(options: dict[str, Any]) -> Any:
         return find_model(reference)
     missing = [name for name in ("params", "layers", "hidden") if name not in hand]
     if len(missing) == len(BY_HAND[:3]):
-        raise InputError("--model: missing; allowed are a catalog name, a config.json, a folder or a hub id; write for example --model 70b")
+        raise InputError(
+            "--model: missing; allowed are a catalog name, a config.json, a folder or a hub id; write for example --model 70b"
+        )
     if missing:
-        raise InputError(f"--{missing[0]}: missing; a model by hand needs --params, --layers and --hidden; give it, or --model instead")
+        raise InputError(
+            f"--{missing[0]}: missing; a model by hand needs --params, --layers and --hidden; give it, or --model instead"
+        )
     return Found(model=describe_by_hand(**{**hand, "params": _number(hand["params"])}))
 
 

@@ -13,9 +13,9 @@ from .errors import NoPlan
 from .machines import makes_up, offers_for
 from .model import Model
 from .plan import Alternative, no_plan_document, summary
-from .program import Choice, Column, Limits, Shortage
+from .program import Choice, Column, Limits, Objective, Shortage
 from .request import Request
-from .search import Point, Space
+from .search import UNKNOWN_STORE, Point, Space
 from .units import HOUR_S, duration, gib_count, usd
 from .workload import Method
 
@@ -40,14 +40,16 @@ class Search:
     limits: Limits
     again: Callable[[Request], Search]
 
-    def cheapest(self, method: Method | None = None, limits: Limits | None = None) -> Found | None:
-        """The cheapest candidate of a method (or of those allowed), under limits."""
+    def cheapest(
+        self, method: Method | None = None, limits: Limits | None = None, objective: Objective = Objective.COST
+    ) -> Found | None:
+        """The cheapest (or quickest) candidate of a method (or of those allowed), under limits."""
         allowed = (method,) if method else self.request.allowed
 
         def keep(point: Point, column: Column) -> bool:
             return point.family.method in allowed
 
-        return best(self.space, limits or self.limits, keep=keep)
+        return best(self.space, limits or self.limits, objective, keep=keep)
 
     @property
     def any_money(self) -> Limits:
@@ -150,26 +152,51 @@ class _NoPlanFound(NoPlan):
 
 def _no_plan(search: Search) -> NoPlan:
     """What is short by how much, and the cheapest change of the request that helps."""
-    nearest = closest(search.space, search.limits, search.request.allowed)
+    limit, nearest = _short_of_limit(search) or _short_of_memory(search)
     outs = _ways_out(search)
     ways = "ways out: " + "; ".join(out["text"] for out in outs) if outs else NO_WAY_OUT
-    message = f"no plan: {_nearest_text(search, nearest)}; {ways}"
-    document = no_plan_document(
-        search.request, message, nearest[0] if nearest else None, outs, dict(search.space.dropped)
+    unknown = sum(number for reason, number in search.space.dropped.items() if reason == UNKNOWN_STORE)
+    hint = (
+        "; some offers were left out because their host RAM is unknown (--host-memory-gib states it)" if unknown else ""
     )
-    return _NoPlanFound(message, document)
+    message = f"no plan: {limit}; {ways}{hint}"
+    return _NoPlanFound(message, no_plan_document(search.request, message, nearest, outs, dict(search.space.dropped)))
 
 
-def _nearest_text(search: Search, nearest: tuple[Candidate, Shortage] | None) -> str:
+def _short_of_limit(search: Search) -> tuple[str, Candidate | None] | None:
+    """The budget or the deadline is what is short: by how much against the best that exists. None where memory is."""
+    limits = search.limits
+    if found := search.cheapest(limits=search.any_money):
+        c = found[0]
+        short = usd(c.cost.usd - limits.budget_usd)
+        return f"the budget of {usd(limits.budget_usd)} is short by {short}: the cheapest is {_told(c)}", c
+    quickest = replace(search.any_money, deadline_s=math.inf)
+    if found := search.cheapest(limits=quickest, objective=Objective.TIME):
+        c = found[0]
+        short = duration(c.cost.hours * HOUR_S - limits.deadline_s)
+        return f"the deadline of {duration(limits.deadline_s)} is short by {short}: the quickest is {_told(c)}", c
+    return None
+
+
+def _told(c: Candidate) -> str:
+    """A plan in a few words."""
+    machines = f"{c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
+    return f"{usd(c.cost.usd)} in {duration(c.cost.hours * HOUR_S)} on {machines}"
+
+
+def _short_of_memory(search: Search) -> tuple[str, Candidate | None]:
+    """The elastic program's answer, or why there is no candidate at all."""
+    nearest = closest(search.space, search.limits, search.request.allowed)
     if nearest is None:
         reasons = "; ".join(f"{reason} ({number} times)" for reason, number in search.space.dropped.most_common(3))
-        return f"every candidate was dropped: {reasons or 'no machine has the GPUs asked for'}"
+        return f"every candidate was dropped: {reasons or 'no machine has the GPUs asked for'}", None
     c, short = nearest
     stack = "+".join(name for name in c.stack.names if name.startswith(STORAGE))
+    what = f"{c.gpus} x {c.offer.node.gpu.name} with {c.method.value}, {stack}"
     return (
-        f"the closest is {c.gpus} x {c.offer.node.gpu.name} with {c.method.value}, {stack}: {short.constraint} of "
-        f"{_amount(short, short.limit)} is short by {_amount(short, short.short)}"
-    )
+        f"the closest is {what}: {short.constraint} of {_amount(short, short.limit)} is short by "
+        f"{_amount(short, short.short)}"
+    ), c
 
 
 def _amount(short: Shortage, value: float) -> str:
@@ -192,7 +219,5 @@ def _ways_out(search: Search) -> list[dict[str, Any]]:
             continue
         if found := search.cheapest(method, limits):
             c = found[0]
-            machines = f"{c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
-            text = f"with {label} {usd(c.cost.usd)} in {duration(c.cost.hours * HOUR_S)} on {machines}"
-            outs.append({"change": label, "text": text, **summary(c)})
+            outs.append({"change": label, "text": f"with {label} {_told(c)}", **summary(c)})
     return sorted(outs, key=lambda out: out["cost_usd"])

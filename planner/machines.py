@@ -55,13 +55,14 @@ def offers_for(request: Request) -> tuple[Offer, ...]:
     if not found:
         what = " ".join(filter(None, (",".join(request.gpus), request.tier.value, request.cloud, request.region)))
         raise InputError(
-            f"offers: the catalog has none for {what}; see trainplan offers list; state your own price with --price USD_PER_GPU_HOUR"
+            f"offers: the catalog has none for {what}; see trainplan offers list; "
+            f"state your own price with --price USD_PER_GPU_HOUR"
         )
     return tuple(replace(offer, node=_completed(offer.node, request)) for offer in found)
 
 
 def _own_machines(request: Request, price: float) -> Offer:
-    per_node = request.gpus_per_node or min(OWN_GPUS_PER_NODE, request.gpu_count or OWN_GPUS_PER_NODE)
+    per_node = request.gpus_per_node or min(OWN_GPUS_PER_NODE, request.gpu_count or request.max_gpus)
     offer = catalog.owned_offer(catalog.find_gpu(request.gpus[0]), gpus_per_node=per_node, usd_per_gpu_hour=price)
     return replace(offer, node=_completed(offer.node, request))
 
@@ -92,7 +93,7 @@ def machine_for(request: Request, gpus: int) -> Offer:
     if not fitting:
         sizes = ", ".join(map(str, sorted({o.node.gpus for o in found})))
         raise InputError(
-            f"--gpus {gpus}x{request.gpus[0]}: no offer makes up that count, its nodes have {sizes} GPUs, and several nodes "
-            f"need a known network; state your own machines with --price, --gpus-per-node and --internode-gbps"
+            f"--gpus {gpus}x{request.gpus[0]}: no offer makes up that count, its nodes have {sizes} GPUs, and several "
+            f"nodes need a known network; state your own machines with --price, --gpus-per-node and --internode-gbps"
         )
     return min(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))

@@ -25,6 +25,7 @@ from .units import HOUR_S
 from .workload import Method, Precision, Workload
 
 LARGEST_MICRO_BATCH = 64  # sequences; beyond, matmuls gain nothing and memory always binds
+UNKNOWN_STORE = "host RAM or NVMe unknown, and the stack needs it"
 MOST_MISSES = 400  # points that the elastic program looks at
 
 
@@ -251,7 +252,7 @@ def _add_columns(
     for index, offer in enumerate(offers):
         stores = store_rows(corners, box, setting, offer.node)
         if stores is None:
-            space.dropped["host RAM or NVMe unknown, and the stack needs it"] += 1
+            space.dropped[UNKNOWN_STORE] += 1
             continue
         admitted = admitted_groups(family, setting, box, offer.node)
         _add_column(

@@ -225,7 +225,6 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
                 "overlap_comm": True,
                 "contiguous_gradients": True,
                 "reduce_bucket_size": bucket,
-                "allgather_bucket_size": bucket,
             }
         )
     )

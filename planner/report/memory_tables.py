@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from ..units import GIB, gib
 from .table import apportioned, table
@@ -15,7 +14,9 @@ STORES = {"host": "Host RAM", "nvme": "NVMe"}
 
 def memory_text(memory: Document) -> str:
     """All three devices."""
-    return "\n\n".join((gpu_text(memory["gpu"]), store_text("host", memory["host"]), store_text("nvme", memory["nvme"])))
+    return "\n\n".join(
+        (gpu_text(memory["gpu"]), store_text("host", memory["host"]), store_text("nvme", memory["nvme"]))
+    )
 
 
 def gpu_text(gpu: Document) -> str:
@@ -27,7 +28,7 @@ def gpu_text(gpu: Document) -> str:
         (f"tensors at the peak ({phase_name(peak)})", gib(gpu["allocated_bytes"]), "", "allocated"),
         ("+ fragmentation", gib(gpu["reserved_bytes"]), "§F1", "reserved: what PyTorch holds"),
         ("+ CUDA context, communicators", gib(gpu["device_bytes"]), "§F2", "on the device: what nvidia-smi shows"),
-        ("upper bound of all of these", gib(gpu["upper_bound_bytes"]), "", f"of {gib(capacity)} that software sees: {verdict}"),
+        ("upper bound of all of these", gib(gpu["upper_bound_bytes"]), "", f"of {gib(capacity)} that driver and torch report: {verdict}"),
     )  # fmt: skip
     return f"GPU memory of one GPU, GiB by phase\n{_by_phase(gpu, 1)}\n\n{table(steps, align='lrll', indent='  ')}"
 
@@ -46,26 +47,37 @@ def store_text(name: str, store: Document) -> str:
 
 
 def _by_phase(memory: Document, ranks: int) -> str:
-    """Items down, phases across; every column adds up to its total."""
+    """Items down, phases across; the peak's column adds up to its total to the last digit."""
     phases = list(memory["phases"])
     items: dict[tuple[str, str], Counter[str]] = {}
     for entry in memory["entries"]:
         row = items.setdefault((entry["item"], entry["section"]), Counter())
         row.update(dict.fromkeys(entry["phases"], entry["bytes"] * ranks))
-    columns = [apportioned([row[phase] for row in items.values()], UNIT_BYTES) for phase in phases]
-    cells = list(zip(*columns, strict=True))
-    keys = sorted(zip(items, cells, strict=True), key=lambda pair: -max(pair[1]))
+    totals = {phase: sum(row[phase] for row in items.values()) for phase in phases}
+    shown = _hundredths(items, max(phases, key=lambda phase: totals[phase]))
+    ordered = sorted(shown.items(), key=lambda pair: -max(pair[1].values(), default=0))
     return table(
-        [(item, f"§{section}", *map(_cell, row)) for (item, section), row in keys if any(row)],
+        [
+            (item, f"§{section}", *(_cell(row[p]) for p in phases))
+            for (item, section), row in ordered
+            if any(row.values())
+        ],
         header=("", "", *map(phase_name, phases)),
-        footer=("total", "", *(_cell(sum(column)) for column in columns)),
+        footer=("total", "", *(_cell(round(totals[phase] / UNIT_BYTES)) for phase in phases)),
         align="ll" + "r" * len(phases),
         indent="  ",
     )
 
 
+def _hundredths(items: dict[tuple[str, str], Counter[str]], peak: str) -> dict[tuple[str, str], Counter[str]]:
+    """Every cell in hundredths of a GiB; a line that stays the same over the phases is rounded the same in all of them."""
+    at_peak = apportioned([row[peak] for row in items.values()], UNIT_BYTES)
+    return {
+        key: Counter({p: whole if size == row[peak] else round(size / UNIT_BYTES) for p, size in row.items()})
+        for (key, row), whole in zip(items.items(), at_peak, strict=True)
+    }
+
+
 def _cell(hundredths: int) -> str:
     """Two digits; nothing for nothing."""
     return f"{hundredths / 100:,.2f}" if hundredths else ""
-
-

@@ -20,7 +20,9 @@ def alternatives_text(plan: Document) -> str:
     notes = list(dict.fromkeys(a["note"] for a in found if a["note"] and "gpus" in a))
     rows = [_alternative(a, plan["decision"], notes) for a in found]
     shown = table(rows, header=("", *HEADER), align="llrrll", indent="  ")
-    return "\n".join((f"Alternatives within the deadline\n{shown}", *(f"  [{n}] {note}" for n, note in enumerate(notes, 1))))
+    return "\n".join(
+        (f"Alternatives within the deadline\n{shown}", *(f"  [{n}] {note}" for n, note in enumerate(notes, 1)))
+    )
 
 
 def _alternative(row: Document, decision: Document, notes: Sequence[str]) -> tuple[str, ...]:
@@ -46,7 +48,9 @@ def frontier_text(plan: Document) -> str:
         (*_plan_cells(row)[:3], more, _plan_cells(row)[3], brief(row)) for row, more in zip(rows, dearer, strict=True)
     ]
     header = (*HEADER[:3], "a day sooner", *HEADER[3:])
-    return f"{title}\n  the deadline is {duration(deadline)}{origin}\n" + table(cells, header=header, align="lrrrll", indent="  ")
+    return f"{title}\n  the deadline is {duration(deadline)}{origin}\n" + table(
+        cells, header=header, align="lrrrll", indent="  "
+    )
 
 
 def _day_sooner(before: Document, row: Document) -> str:

@@ -68,7 +68,7 @@ def bill_text(time: Document, cost: Mapping[str, float], nodes: int) -> str:
     lost = 1 - computing_h / cost["hours"]
     return (
         "Time and money\n"
-        f"  {time['steps']:,} steps x {duration(time['step_s'])} = {computing_h:,.1f} h of training; "
+        f"  {time['steps']:,} steps x {time['step_s']:,.{2 if time['step_s'] < IN_MILLISECONDS_S else 1}f} s = {computing_h:,.1f} h of training; "
         f"{lost:.1%} of the run goes to start-up, data, checkpoints and failures: {cost['hours']:,.1f} h\n"
         f"  {cost['hours']:,.1f} h x {nodes} node{'s' if nodes > 1 else ''} x {usd(cost['usd_per_node_hour'])} per node-hour "
         f"= {usd(cost['usd'])}, {cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens"

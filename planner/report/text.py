@@ -107,7 +107,9 @@ def stack_text(plan: Document) -> str:
         before = row
     header = ("strategy", "GPU tensors", "change", "host RAM per node", "step", "change")
     keys = [
-        (row["strategy"], "\n".join(f"  {key} = {value}" for key, value in row["deepspeed"].items())) for row in plan["stack"] if row["deepspeed"]
+        (row["strategy"], "\n".join(f"  {key} = {value}" for key, value in row["deepspeed"].items()))
+        for row in plan["stack"]
+        if row["deepspeed"]
     ]
     listed = "\n".join(f"{name}\n{lines}" for name, lines in keys)
     return f"{table(rows, header=header, align='lrrrrr')}\n\nDeepSpeed keys by strategy\n{listed}"
@@ -157,7 +159,9 @@ def refused_text(found: Document) -> str:
     lines += [f"rejected by {broken['text']}" for broken in found["broken"]] or ([] if lines else [_possible(found)])
     if found["cheapest_change"]:
         c = found["cheapest_change"]
-        lines.append(f"cheapest change: {machines(c)}, {strategy(c)}, micro-batch {c['micro_batch']}: {hours(c)}, {usd(c['cost_usd'])}")
+        lines.append(
+            f"cheapest change: {machines(c)}, {strategy(c)}, micro-batch {c['micro_batch']}: {hours(c)}, {usd(c['cost_usd'])}"
+        )
     elif found["status"] == "refused":
         lines.append("no change of strategy or micro-batch admits it")
     return "\n".join(lines)
@@ -167,5 +171,7 @@ def _possible(found: Document) -> str:
     d, dearer = found["configuration"], found["dearer_usd"] or 0.0
     verdict = f"{usd(dearer)} dearer than the plan"
     if dearer <= 0.005:
-        verdict = "it breaks no limit and costs " + ("the same as the plan" if dearer > -0.005 else f"{usd(-dearer)} less than the plan")
+        verdict = "it breaks no limit and costs " + (
+            "the same as the plan" if dearer > -0.005 else f"{usd(-dearer)} less than the plan"
+        )
     return f"possible: {machines(d)}, {strategy(d)}, micro-batch {d['micro_batch']}: {hours(d)}, {usd(d['cost_usd'])}; {verdict}"
