@@ -78,8 +78,8 @@ def _option(key: str, value: Any) -> dict[str, Any]:
     if key == "tier":
         return {"tier": Tier(value)}
     if key == "method":
-        names = (value,) if isinstance(value, str | Method) else tuple(value)
-        return {"methods": tuple(Method(name) for name in names)}
+        methods = (value,) if isinstance(value, str | Method) else value
+        return {"methods": tuple(Method(name) for name in methods)}
     if key in ("require", "forbid"):
         names = (value,) if isinstance(value, str) else tuple(value)
         return {key: tuple(known_name(name, where=f"--{key}") for name in names)}
@@ -222,7 +222,8 @@ def estimate(
         zero: ZeRO stage.
         micro_batch: sequences per GPU and micro-step.
         method: full, lora or qlora.
-        checkpointing: "none", "full", or how many layers; "-offload" appended keeps checkpoints on the host ("full-offload").
+        checkpointing: "none", "full", or how many layers; "-offload" appended keeps checkpoints on the host
+            ("full-offload").
         offload_optimizer: "cpu" or "nvme".
         offload_ratio: share of the optimizer on the host.
         offload_parameters: "cpu" or "nvme".
@@ -260,7 +261,8 @@ def _checkpointed(text: str | int, model: Model) -> tuple[int, bool]:
         return (model.layers if word == "full" else 0), on_host
     if not word.isdigit() or not 0 <= int(word) <= model.layers:
         raise InputError(
-            f"--checkpointing: not a number of layers, got {text!r}; allowed are none, full, or 0 to {model.layers}; -offload may follow"
+            f"--checkpointing: not a number of layers, got {text!r}; allowed are none, full, or 0 to {model.layers}; "
+            f"-offload may follow"
         )
     return int(word), on_host
 
@@ -295,7 +297,8 @@ def _setting(model: Model, wanted: Request, offer: Offer, gpus: int, micro_batch
     if not 1 <= micro_batch <= 2**16 or wanted.sequences % (micro_batch * gpus):
         fits = max(1, round(wanted.sequences / (micro_batch * gpus))) * max(1, micro_batch) * gpus
         raise InputError(
-            f"global batch {wanted.sequences} is not micro-batch {micro_batch} x {gpus} GPUs x n; use for example --global-batch {fits}"
+            f"global batch {wanted.sequences} is not micro-batch {micro_batch} x {gpus} GPUs x n; "
+            f"use for example --global-batch {fits}"
         )
     return Setting(
         workload=wanted.workload(model),
@@ -403,7 +406,7 @@ def _facts_like(
     """The decision's stack with the asked changes; a changed stage drops offload that the stage cannot have."""
     names = [str(n) for n in chosen["strategies"]]
     stage = int(chosen["zero_stage"]) if zero is None else zero
-    before = {fact: value for fact, value in (NAMES[n] for n in names if n in NAMES)}
+    before = dict(NAMES[n] for n in names if n in NAMES)
     on_cpu = optimizer or before.get("offload_optimizer")
     layers, on_host = int(chosen["checkpointed_layers"]), before.get("checkpointing") == "host"
     if checkpointing is not None:

@@ -1,4 +1,4 @@
-"""What the shell may complete: names of models, accelerators, strategies and clouds, read when the Tab key is pressed."""
+"""What the shell may complete: names of models, accelerators, strategies and clouds, read when Tab is pressed."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ def command(plan: str, line: str | None, as_json: bool) -> None:
     text = lines_text(document, line) if line is not None else ""
     if line is not None and not text:
         raise InputError(
-            f"--line: no such line, got {line[:40]!r}; lines of this plan are {'; '.join(line_names(document))}; give a part of a name"
+            f"--line: no such line, got {line[:40]!r}; lines of this plan are {'; '.join(line_names(document))}; "
+            "give a part of a name"
         )
     if as_json:
         click.echo(json.dumps({key: document[key] for key in ("stack", "memory", "time")}, indent=2))

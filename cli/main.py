@@ -1,9 +1,11 @@
-"""The command line: `trainplan --model 70b --gpus a100-80 --budget`, and one module per further command, loaded when used."""
+"""The command line: `trainplan --model 70b --gpus a100-80 --budget`; further commands are modules, loaded when used."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -33,6 +35,8 @@ SUMMARIES = {
     "completion": "Print a shell completion script.",
 }
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+NEGATIVE = re.compile(r"-[0-9.]")
+WHOLE, KIND = re.compile(r"is not a valid integer( range)?"), re.compile(r"is not a valid float")
 LONGEST_MESSAGE = 2000  # characters: one line of an error, whatever a file or an option brought into it
 
 
@@ -62,9 +66,9 @@ class Root(Sectioned, click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Did-you-mean for commands."""
         if args and args[0] not in COMMANDS:
-            raise click.UsageError(
-                f"{args[0][:40]!r}: no such command; commands are {', '.join(COMMANDS)}{did_you_mean(args[0][:40], COMMANDS)}"
-            )
+            name = args[0][:40]
+            allowed = f"{', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
+            raise click.UsageError(f"{name!r}: no such command; allowed are {allowed}")
         return super().resolve_command(ctx, args)
 
 
@@ -76,7 +80,7 @@ class Root(Sectioned, click.Group):
 @plan_options
 @click.version_option(package_name="trainplan")
 @click.pass_context
-def root(ctx: click.Context, **options: Any) -> None:
+def root(ctx: click.Context, /, **options: Any) -> None:
     """How many of which GPUs, with which strategy, for how long, for how much, and the DeepSpeed config that runs.
 
     \b
@@ -137,7 +141,7 @@ def run_root(arguments: list[str]) -> int:
         if os.environ.get("TRAINPLAN_TRACEBACK"):
             raise
         return _fail(
-            f"internal error: {type(error).__name__}: {error}; this is a fault of trainplan; TRAINPLAN_TRACEBACK=1 shows where",
+            f"internal error: {type(error).__name__}: {error}; a fault of trainplan; TRAINPLAN_TRACEBACK=1 shows where",
             FAILED,
         )
 
@@ -163,11 +167,13 @@ def _usage(error: click.ClickException) -> str:
     ctx = getattr(error, "ctx", None)
     see = f"see {ctx.command_path if ctx else 'trainplan'} --help"
     if isinstance(error, click.NoSuchOption):
+        if NEGATIVE.match(error.option_name):
+            return f"{error.option_name[:40]}: a negative number; allowed are positive ones; {see}"
         known = [name for p in (ctx.command.params if ctx else ()) for name in p.opts]
         return f"{error.option_name[:40]}: no such option{did_you_mean(error.option_name[:40], known)}; {see}"
     if isinstance(error, click.MissingParameter):
         return f"{error.param.human_readable_name if error.param else 'argument'}: missing; {see}"
-    text = error.message.strip().rstrip(".")
+    text = KIND.sub("is not a number", WHOLE.sub("is not a whole number", error.message.strip().rstrip(".")))
     if isinstance(error, click.BadParameter) and error.param is not None:
         name = error.param.opts[0] if isinstance(error.param, click.Option) else error.param.human_readable_name
         return f"{name}: {text}" + ("" if "allowed" in text else f"; {see}")
@@ -177,8 +183,6 @@ def _usage(error: click.ClickException) -> str:
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
     shown = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
-    try:
+    with contextlib.suppress(OSError):  # where nobody reads the errors, the exit code still says it
         click.echo(f"trainplan: {''.join(c if c.isprintable() else '?' for c in shown)}", err=True)
-    except OSError:
-        pass  # nobody reads the errors; the exit code still says it
     return code

@@ -52,7 +52,8 @@ def _start(document: dict[str, Any], written: tuple[Path, ...]) -> str:
     hostfile = f"; hostfile lists {d['nodes']} nodes as NAME slots={d['gpus_per_node']}" if d["nodes"] > 1 else ""
     files = "\n".join(f"  {path}" for path in written)
     explain = f"  every line's arithmetic and source: trainplan explain {shlex.quote(str(written[0].parent))}"
-    return f"Files written\n{files}\n{explain}\n\nStart it (train.py is your training script{hostfile})\n  {document['launch']}"
+    start = f"Start it (train.py is your training script{hostfile})\n  {document['launch']}"
+    return f"Files written\n{files}\n{explain}\n\n{start}"
 
 
 def _write(document: dict[str, Any], folder: str) -> tuple[Path, ...]:
@@ -68,7 +69,7 @@ def _write(document: dict[str, Any], folder: str) -> tuple[Path, ...]:
 
     if not folder.strip() or "\0" in folder:
         raise InputError(
-            f"--out: not a folder's name, got {folder[:40]!r}; any other name is allowed; write for example --out plans/x"
+            f"--out: not a folder's name, got {folder[:40]!r}; any other is allowed; write for example --out plans/x"
         )
     where, d = Path(folder), document["decision"]
     document["launch"] = launch_command(

@@ -19,7 +19,7 @@ SCALES = {"k": 1e3, "m": 1e6, "b": 1e9}
 BY_HAND = ("params", "layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
 
 
-class Dollars(click.ParamType):
+class Dollars(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
     """An amount of dollars; without a value: the cheapest plan."""
 
     name = "USD"
@@ -36,9 +36,10 @@ class Dollars(click.ParamType):
             amount = math.nan
         if not 0 < amount <= 1e12:
             self.fail(
-                f"not an amount of dollars, got {str(value)[:40]!r}; allowed is above 0 up to 1e12; write for example 250000 or 250k",
-                param, ctx,
-            )  # fmt: skip
+                f"not an amount, got {str(value)[:40]!r}; allowed is above 0 up to 1e12 dollars; write 250000 or 250k",
+                param,
+                ctx,
+            )
         return amount
 
 
@@ -77,7 +78,12 @@ _fixed = partial(click.option, cls=SectionedOption, section="The configuration")
 _output = partial(click.option, cls=SectionedOption, section="Output")
 
 WHAT = (
-    _model("--model", "-m", shell_complete=model_names, help="Catalog name (70b, llama-3-8b), config.json, folder, or hub id."),
+    _model(
+        "--model",
+        "-m",
+        shell_complete=model_names,
+        help="Catalog name (70b, llama-3-8b), config.json, folder, or hub id.",
+    ),
     _hand("--params", help="Parameters: 13e9 or 13B; needs --layers and --hidden."),
     _hand("--layers", type=click.IntRange(1, 10_000), help="Layers."),
     _hand("--hidden", type=click.IntRange(1, 10_000_000), help="Hidden size."),
@@ -85,22 +91,36 @@ WHAT = (
     _hand("--kv-heads", type=click.IntRange(1, 100_000), help="Key-value heads.  [default: as --heads]"),
     _hand("--intermediate", type=click.IntRange(1, 10_000_000), help="MLP width.  [default: solved from --params]"),
     _hand("--vocab", type=click.IntRange(1, 10_000_000), help="Vocabulary.  [default: 32000]"),
-)  # fmt: skip
+)
 JOB = (
     _job("--tokens", metavar="N", help="Tokens to train on: 2B, 500M.  [default: 1B]"),
     _job("--seq-len", metavar="N", help="Tokens per sequence.  [default: 4096]"),
     _job("--global-batch", metavar="N", help="Sequences per optimizer step.  [default: about 1M tokens]"),
 )
 MACHINES = (
-    _machine("--gpus", "-g", shell_complete=gpu_names, help="Types (a100-80,h100), any, or a fixed count (8xa100-80).  [default: any]"),
+    _machine(
+        "--gpus",
+        "-g",
+        shell_complete=gpu_names,
+        help="Types (a100-80,h100), any, or a fixed count (8xa100-80).  [default: any]",
+    ),
     _machine("--cloud", shell_complete=clouds, help="Only this cloud."),
     _machine("--region", help="Only this region, as the price list writes it."),
     _machine("--tier", type=click.Choice(TIERS), help="How nodes are paid for.  [default: on-demand]"),
     _machine("--price", type=float, metavar="USD", help="Your own machines: USD per GPU-hour."),
-    _machine("--gpus-per-node", type=click.IntRange(1, 1024), metavar="N", help="Your own machines: GPUs in one.  [default: 8]"),
-    _machine("--host-memory-gib", type=float, metavar="GIB", help="Host RAM of a node, where the catalog does not know it."),
-    _machine("--internode-gbps", type=float, metavar="GBIT/S", help="Network of a node, where the catalog does not know it."),
-)  # fmt: skip
+    _machine(
+        "--gpus-per-node",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="Your own machines: GPUs in one.  [default: 8]",
+    ),
+    _machine(
+        "--host-memory-gib", type=float, metavar="GIB", help="Host RAM of a node, where the catalog does not know it."
+    ),
+    _machine(
+        "--internode-gbps", type=float, metavar="GBIT/S", help="Network of a node, where the catalog does not know it."
+    ),
+)
 FLEET = (
     _machine("--max-gpus", type=int, metavar="N", help="GPUs at most.  [default: 1024]"),
     _machine("--nodes", type=int, metavar="N", help="Exactly so many nodes."),
@@ -108,27 +128,66 @@ FLEET = (
 STRATEGIES = (
     _strategy("--lora-rank", type=int, metavar="R", help="Rank of LoRA and QLoRA adapters.  [default: 16]"),
     _strategy("--lora-targets", help="Modules to adapt: q_proj,v_proj.  [default: every linear layer]"),
-    _strategy("--require", multiple=True, metavar="STRATEGY", shell_complete=strategy_names,
-              help="Only plans with it (zero-3, offload-optimizer-cpu, ...); repeatable."),
-    _strategy("--forbid", multiple=True, metavar="STRATEGY", shell_complete=strategy_names, help="No plans with it; repeatable."),
+    _strategy(
+        "--require",
+        multiple=True,
+        metavar="STRATEGY",
+        shell_complete=strategy_names,
+        help="Only plans with it (zero-3, offload-optimizer-cpu, ...); repeatable.",
+    ),
+    _strategy(
+        "--forbid",
+        multiple=True,
+        metavar="STRATEGY",
+        shell_complete=strategy_names,
+        help="No plans with it; repeatable.",
+    ),
     _strategy("--nvme-path", help="Where NVMe is mounted on a node.  [default: /local_nvme]"),
-)  # fmt: skip
+)
 CHOICE = (
-    _choice("--budget", type=Dollars(), is_flag=False, flag_value=CHEAPEST,
-            help="Bare: the cheapest plan of any method. USD: the most faithful method this pays for."),
+    _choice(
+        "--budget",
+        type=Dollars(),
+        is_flag=False,
+        flag_value=CHEAPEST,
+        help="Bare: the cheapest plan of any method. USD: the most faithful method this pays for.",
+    ),
     _choice("--deadline", metavar="TIME", help="14d, 36h.  [default: 30d]"),
-    _choice("--method", type=click.Choice(METHODS), multiple=True, help="Allowed methods; repeatable.  [default: full; any with --budget]"),
-)  # fmt: skip
+    _choice(
+        "--method",
+        type=click.Choice(METHODS),
+        multiple=True,
+        help="Allowed methods; repeatable.  [default: full; any with --budget]",
+    ),
+)
 CONFIGURATION = (
     _fixed("--method", type=click.Choice(METHODS), default="full", show_default=True, help="What is trained."),
     _fixed("--zero", type=click.IntRange(0, 3), metavar="STAGE", default=3, show_default=True, help="ZeRO stage."),
-    _fixed("--micro-batch", type=click.IntRange(1, 65536), metavar="N", default=1, show_default=True, help="Sequences per GPU and micro-step."),
-    _fixed("--checkpointing", default="none", show_default=True,
-           help="none, full, or how many layers; -offload appended keeps checkpoints on the host."),
+    _fixed(
+        "--micro-batch",
+        type=click.IntRange(1, 65536),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Sequences per GPU and micro-step.",
+    ),
+    _fixed(
+        "--checkpointing",
+        default="none",
+        show_default=True,
+        help="none, full, or how many layers; -offload appended keeps checkpoints on the host.",
+    ),
     _fixed("--offload-optimizer", type=click.Choice(("cpu", "nvme")), help="Optimizer states on the host or on NVMe."),
-    _fixed("--offload-ratio", type=float, metavar="SHARE", default=1.0, show_default=True, help="Share of the optimizer on the host."),
+    _fixed(
+        "--offload-ratio",
+        type=float,
+        metavar="SHARE",
+        default=1.0,
+        show_default=True,
+        help="Share of the optimizer on the host.",
+    ),
     _fixed("--offload-parameters", type=click.Choice(("cpu", "nvme")), help="Parameters on the host or on NVMe."),
-)  # fmt: skip
+)
 OUT = (
     _output(
         "--out", metavar="FOLDER", help="For ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"
@@ -169,11 +228,11 @@ def model_from(options: dict[str, Any]) -> Any:
     missing = [name for name in ("params", "layers", "hidden") if name not in hand]
     if len(missing) == len(BY_HAND[:3]):
         raise InputError(
-            "--model: missing; allowed are a catalog name, a config.json, a folder or a hub id; write for example --model 70b"
+            "--model: missing; allowed are a catalog name, a config.json, a folder or a hub id; write --model 70b"
         )
     if missing:
         raise InputError(
-            f"--{missing[0]}: missing; a model by hand needs --params, --layers and --hidden; give it, or --model instead"
+            f"--{missing[0]}: missing; a model by hand needs --params, --layers and --hidden; give it, or --model"
         )
     return Found(model=describe_by_hand(**{**hand, "params": _number(hand["params"])}))
 

@@ -33,9 +33,8 @@ def command(plan: str, as_json: bool, **choice: Any) -> None:
     from ..planner.report.text import refused_text
 
     if all(value is None for value in choice.values()):
-        raise InputError(
-            "why-not: no choice to judge; give at least one of --num-gpus, --gpu, --zero, --micro-batch, --method, --offload-..., --checkpointing"
-        )
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in choice)
+        raise InputError(f"why-not: no choice to judge; give at least one of {names}")
     document = read_plan(plan)
     found = why_not(model_of(document), request_of(document), document["decision"], **choice).to_dict()
     click.echo(json.dumps(found, indent=2) if as_json else refused_text(found))

@@ -1,4 +1,4 @@
-"""A priced machine, a node count, a stack and a micro-batch, folded to a ledger, seconds and dollars: exact, for one point."""
+"""A priced machine, a node count, a stack and a micro-batch, folded to a ledger, seconds, dollars: one exact point."""
 
 from __future__ import annotations
 
@@ -119,9 +119,13 @@ def _compute_sums(model: Model, computation: Computation, seq_len: int, micro_ba
 
 
 LABELS = {
-    "gpu_memory": "GPU memory", "host_memory": "host RAM", "nvme": "NVMe", "max_gpus": "number of GPUs", "deadline": "deadline",
+    "gpu_memory": "GPU memory",
+    "host_memory": "host RAM",
+    "nvme": "NVMe",
+    "max_gpus": "number of GPUs",
+    "deadline": "deadline",
     "budget": "budget",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

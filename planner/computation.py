@@ -1,4 +1,4 @@
-"""What one GPU computes in a step, apart from how its states are stored: the choices that shape activations and FLOPs."""
+"""What one GPU computes in a step, apart from how states are stored: the choices that shape activations and FLOPs."""
 
 from __future__ import annotations
 

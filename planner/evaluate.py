@@ -1,4 +1,4 @@
-"""From a stack in a setting to the complete ledger: state lines from the fold, activation lines from the computation."""
+"""From a stack in a setting to the whole ledger: state lines from the fold, activation lines from the computation."""
 
 from __future__ import annotations
 

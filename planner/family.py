@@ -1,4 +1,4 @@
-"""A family of stacks that differ only in two integers: layers checkpointed, and sub-groups of the optimizer on the host.
+"""A family of stacks that differ in two integers only: layers checkpointed, sub-groups of the optimizer on the host.
 
 The integer program chooses the integers; everything else about the stack is fixed.
 """

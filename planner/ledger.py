@@ -149,7 +149,8 @@ def flat_partition(tensors: Tensors, ranks: int, alignment: int = 2) -> int:
     """Elements of one rank's slice of a flat buffer padded to ``alignment`` x ranks (ZeRO stages 1 and 2).
 
     Source:
-        DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py, ``flatten_dense_tensors_aligned`` with nccl_start_alignment_factor 2.
+        DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py, ``flatten_dense_tensors_aligned`` with
+        nccl_start_alignment_factor 2.
 
     >>> flat_partition(Tensors((5, 4)), 2)  # 9 elements padded to 12
     6

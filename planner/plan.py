@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .compute import model_flops_per_token
 from .candidate import Candidate, Constraint, constraints
+from .compute import model_flops_per_token
 from .emit.deepspeed import ds_config
 from .evaluate import evaluate
 from .hardware import Offer
 from .ledger import Device, Entry, Ledger
-from .memory import GpuMemory, StoreMemory, gpu_memory
+from .memory import GpuMemory, StoreMemory
 from .program import Certificate
 from .request import Request
 from .time import StepTime
@@ -27,7 +27,10 @@ TIGHT_SHARE = 0.10  # a constraint with less room than this is reported as bindi
 GIVEN_UP = {
     Method.FULL: "nothing: every parameter is trained",
     Method.LORA: "full fine-tuning: only low-rank adapters are trained, the model's own weights stay as they are",
-    Method.QLORA: "full fine-tuning, and the base model's precision: only low-rank adapters are trained, on weights rounded to 4 bits",
+    Method.QLORA: (
+        "full fine-tuning, and the base model's precision: only low-rank adapters are trained, "
+        "on weights rounded to 4 bits"
+    ),
 }
 
 
@@ -131,7 +134,8 @@ def stack_rows(candidate: Candidate, price: Any) -> tuple[StackRow, ...]:
         price: seconds of a ledger's step on the candidate's machine.
     """
     strategies, setting = candidate.stack.strategies, candidate.setting
-    rows, before = [], {}
+    rows: list[StackRow] = []
+    before: dict[str, Any] = {}
     for count in range(len(strategies) + 1):
         ledger = evaluate(Stack(strategies[:count]), setting)
         rows.append(
@@ -355,10 +359,11 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
     node = c.offer.node
     ram = "unknown" if node.host_memory_bytes is None else f"{node.host_memory_bytes / GIB:,.0f} GiB"
     net = "unknown" if node.internode_bytes_per_s is None else f"{node.internode_bytes_per_s * 8 / 1e9:,.0f} Gbit/s"
+    offer = c.offer
     price_rows = [
         (
             "price",
-            f"{usd(c.offer.usd_per_hour)} per node-hour, {c.offer.tier.value}, {c.offer.region or 'no region'}, {c.offer.date}",
+            f"{usd(offer.usd_per_hour)} per node-hour, {offer.tier.value}, {offer.region or 'no region'}, {offer.date}",
             "catalog",
         ),
         ("machine", f"{node.gpus} x {node.gpu.full_name}, host RAM {ram}, network between nodes {net}", "catalog"),
@@ -379,7 +384,8 @@ def warnings_for(c: Candidate) -> tuple[str, ...]:
     found = []
     if c.host.capacity_bytes is None:
         found.append(
-            f"host RAM of {c.offer.name} is unknown; the plan needs {c.host.upper_bound_bytes / GIB:,.0f} GiB per node, not checked"
+            f"host RAM of {c.offer.name} is unknown; "
+            f"the plan needs {c.host.upper_bound_bytes / GIB:,.0f} GiB per node, not checked"
         )
     if c.offer.notes:
         found.append(f"offer {c.offer.name}: {c.offer.notes}")

@@ -22,32 +22,65 @@ LARGEST_NUMBER = 1e30
 # The shape of what is read: a type, a set of allowed texts, [of each], {key: of each}; "key?" may be missing or null.
 _TEXT, _COUNT, _NUMBER, _ANY = "text", "a whole number", "a number", "anything"
 _ENTRY = {
-    "item": _TEXT, "section": _TEXT, "bytes": _COUNT, "upper_bytes": _COUNT, "phases": [_TEXT], "why": _TEXT, "certainty": _TEXT,
+    "item": _TEXT,
+    "section": _TEXT,
+    "bytes": _COUNT,
+    "upper_bytes": _COUNT,
+    "phases": [_TEXT],
+    "why": _TEXT,
+    "certainty": _TEXT,
     "source": _TEXT,
-}  # fmt: skip
+}
 _STORE = {"capacity_bytes?": _COUNT, "upper_bound_bytes": _COUNT, "entries": [_ENTRY]}
 SHAPE: Mapping[str, Any] = {
     "decision": {
-        "gpus": _COUNT, "nodes": _COUNT, "gpu": _TEXT, "offer": _TEXT, "method": _TEXT, "zero_stage": _COUNT, "strategies": [_TEXT],
-        "micro_batch": _COUNT, "gradient_accumulation_steps": _COUNT, "checkpointed_layers": _COUNT, "offload_ratio?": _NUMBER,
-        "hours": _NUMBER, "cost_usd": _NUMBER, "gpus_per_node": _COUNT, "usd_per_node_hour": _NUMBER, "tier": _TEXT, "region": _TEXT,
+        "gpus": _COUNT,
+        "nodes": _COUNT,
+        "gpu": _TEXT,
+        "offer": _TEXT,
+        "method": _TEXT,
+        "zero_stage": _COUNT,
+        "strategies": [_TEXT],
+        "micro_batch": _COUNT,
+        "gradient_accumulation_steps": _COUNT,
+        "checkpointed_layers": _COUNT,
+        "offload_ratio?": _NUMBER,
+        "hours": _NUMBER,
+        "cost_usd": _NUMBER,
+        "gpus_per_node": _COUNT,
+        "usd_per_node_hour": _NUMBER,
+        "tier": _TEXT,
+        "region": _TEXT,
         "price_date": _TEXT,
     },
     "given_up": _TEXT,
     "model": {
-        "name": _TEXT, "source": _TEXT, "note?": _TEXT, "parameters": _COUNT, "trainable_parameters": _COUNT, "config": _ANY,
+        "name": _TEXT,
+        "source": _TEXT,
+        "note?": _TEXT,
+        "parameters": _COUNT,
+        "trainable_parameters": _COUNT,
+        "config": _ANY,
     },
     "memory": {"gpu": _STORE, "host": _STORE, "nvme": _STORE},
     "time": {
         "step_s": _NUMBER,
-        "terms": [{"name": _TEXT, "seconds_per_step": _NUMBER, "exposed_s": _NUMBER, "limited_by": _TEXT, "source": _TEXT}],
+        "terms": [
+            {"name": _TEXT, "seconds_per_step": _NUMBER, "exposed_s": _NUMBER, "limited_by": _TEXT, "source": _TEXT}
+        ],
     },
-    "stack": [{
-        "strategy": _TEXT, "allocated_bytes": _COUNT, "host_bytes_per_node": _COUNT, "step_s": _NUMBER, "deepspeed": {},
-    }],
+    "stack": [
+        {
+            "strategy": _TEXT,
+            "allocated_bytes": _COUNT,
+            "host_bytes_per_node": _COUNT,
+            "step_s": _NUMBER,
+            "deepspeed": {},
+        }
+    ],
     "warnings": [_TEXT],
     "request": {},
-}  # fmt: skip
+}
 
 
 def read_plan(reference: str) -> dict[str, Any]:

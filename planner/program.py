@@ -11,7 +11,8 @@
         choose[c] in {0, 1};  layers[c] in Z, low[c] choose[c] <= layers[c] <= high[c] choose[c];
         groups[c] in Z, 0 or 1..G[c];  part_s[c, p] >= 0
     Objective
-        dollars = sum over c of usd_per_s[c] steps sum over p of times[c, p] part_s[c, p]; ties: seconds, then GPUs, then the simpler stack
+        dollars = sum over c of usd_per_s[c] steps sum over p of times[c, p] part_s[c, p];
+        ties: seconds, then GPUs, then the simpler stack
     Constraints
         one_plan                 sum over c of choose[c] = 1
         memory[c, r]             fixed choose + per_layer layers + per_group groups <= limit choose
@@ -19,9 +20,9 @@
         budget, deadline         on the sums
         cut[...]                 points the exact ledger has refuted
 
-A row may be a relaxation (never above the exact ledger): the solver proposes, the ledger disposes, refuted points are cut
-off and the program is solved again, so that the answer is optimal for the exact ledger. Bytes are scaled to GiB and
-dollars to the request's own size before the solver sees them.
+A row may be a relaxation (never above the exact ledger): the solver proposes, the ledger disposes, refuted points are
+cut off and the program is solved again, so that the answer is optimal for the exact ledger. Bytes are scaled to GiB
+and dollars to the request's own size before the solver sees them.
 """
 
 from __future__ import annotations
@@ -324,7 +325,10 @@ def _tied(columns: Sequence[Column], built: _Built, objective: Objective, value:
     chosen = next(c for c in columns if built.choose[c.key].value() > 0.5)
     if objective is Objective.GPUS:
         return sum(1 for c in columns if c.gpus <= value + TIE) > 1
-    rate = (lambda c: c.usd_per_s) if objective is Objective.COST else (lambda c: c.run_s_per_s)
+
+    def rate(c: Column) -> float:
+        return c.usd_per_s if objective is Objective.COST else c.run_s_per_s
+
     limit = value * (1 + TIE)
     return any(c is not chosen and c.quick is not None and rate(c) * c.quick[1] <= limit for c in columns)
 
@@ -393,7 +397,7 @@ def _add_integer(where: dict[int, Any], problem: Any, name: str, key: int, chose
 def _add_cut(built: _Built, c: Column, cut: Cut, index: int) -> None:
     """Forbid one refuted point: layers and groups may not both be what they were."""
     problem, key = built.problem, c.key
-    literals = []
+    literals: list[Any] = []
     for variables, value, low, high in (
         (built.layers, cut.layers, c.box.low_layers, c.box.high_layers),
         (built.groups, cut.groups, c.box.low_groups, c.box.high_groups),
@@ -443,7 +447,8 @@ def _run(problem: Any, objective: Objective) -> Certificate:
     status = _status(problem.status)
     if status not in (Status.OPTIMAL, Status.INFEASIBLE):
         raise SolverError(
-            f"program: HiGHS stopped with status {status.value} after {SECONDS:g} s; restrict the request (--gpus, --require)"
+            f"program: HiGHS stopped with status {status.value} after {SECONDS:g} s; "
+            f"restrict the request (--gpus, --require)"
         )
     value = pulp.value(problem.objective) if status is Status.OPTIMAL else math.nan
     return Certificate(
@@ -481,9 +486,9 @@ def _status(code: int) -> Status:
 
 
 def shortage(columns: Sequence[Column], limits: Limits) -> Shortage | None:
-    """The elastic program: every memory row, the budget and the deadline may be exceeded, at a price per share of its limit.
+    """The elastic program: every memory row, the budget and the deadline may be exceeded, at a price.
 
-    Returns the constraint that is exceeded most in the cheapest such answer, or None where there are no columns.
+    The price is per share of the limit. Returns the constraint that is exceeded most in the cheapest such answer, or None where there are no columns.
 
     Raises:
         SolverError: HiGHS failed or ran out of time.
@@ -509,7 +514,7 @@ def shortage(columns: Sequence[Column], limits: Limits) -> Shortage | None:
     built.problem.setObjective(pulp.lpSum(slack for *_, slack in slacks))
     _run(built.problem, Objective.COST)
     chosen = next(c.key for c in columns if built.choose[c.key].value() > 0.5)
-    key, name, limit, slack = max(slacks, key=lambda s: (s[0] in (None, chosen)) * (s[3].value() or 0.0))
+    _, name, limit, slack = max(slacks, key=lambda s: (s[0] in (None, chosen)) * (s[3].value() or 0.0))
     return Shortage(key=chosen, constraint=name, short=(slack.value() or 0.0) * limit, limit=limit)
 
 

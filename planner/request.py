@@ -62,7 +62,7 @@ class Request:
         """Global batch in sequences; by default the power of two nearest to 2^20 tokens."""
         if self.global_batch is not None:
             return self.global_batch
-        return 2 ** max(0, round(math.log2(max(1.0, DEFAULT_BATCH_TOKENS / self.seq_len))))
+        return 1 << max(0, round(math.log2(max(1.0, DEFAULT_BATCH_TOKENS / self.seq_len))))
 
     @property
     def budget_usd(self) -> float:
@@ -95,12 +95,12 @@ class Request:
         for name, largest in LARGEST.items():
             value = self.sequences if name == "global_batch" else getattr(self, name)
             if value is not None and not 1 <= value <= largest:
-                found.append(f"--{name.replace('_', '-')}: out of range, got {value:,}; allowed are 1 to {largest:,}")
+                found.append(f"--{name.replace('_', '-')}: out of range, got {value:,}; allowed are 1 to {largest:,}; change it")
         for name, largest_float in (("price_usd_per_gpu_hour", 1e4), ("host_memory_gib", 1e6), ("internode_gbps", 1e6)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= largest_float:
                 flag = name.removesuffix("_usd_per_gpu_hour").replace("_", "-")
-                found.append(f"--{flag}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}")
+                found.append(f"--{flag}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}; change it")
         if isinstance(self.budget, int | float) and not 0 < self.budget <= 1e12:
             found.append(f"--budget: out of range, got {self.budget:g}; allowed is above 0 up to 1e12 dollars")
         return found
@@ -109,7 +109,8 @@ class Request:
         found = []
         if model.max_positions and self.seq_len > model.max_positions:
             found.append(
-                f"--seq-len {self.seq_len:,}: {model.name} has positions for {model.max_positions:,} tokens; use at most that many"
+                f"--seq-len {self.seq_len:,}: {model.name} has positions for {model.max_positions:,} tokens; "
+                f"use at most that many"
             )
         if self.gpu_count and self.gpu_count > self.max_gpus:
             found.append(
@@ -118,7 +119,8 @@ class Request:
         if self.gpu_count and self.sequences % self.gpu_count:
             near = max(1, round(self.sequences / self.gpu_count)) * self.gpu_count
             found.append(
-                f"--global-batch {self.sequences}: not micro-batch x {self.gpu_count} GPUs x n; use for example --global-batch {near}"
+                f"--global-batch {self.sequences}: not micro-batch x {self.gpu_count} GPUs x n; "
+                f"use for example --global-batch {near}"
             )
         if self.price_usd_per_gpu_hour is not None and self.gpus == ("any",):
             found.append("--price: needs to know your GPUs, got --gpus any; name one type with --gpus")
@@ -128,7 +130,8 @@ class Request:
             found.append("--price: your own machines have no cloud, region or tier; drop --cloud, --region and --tier")
         if self.tokens < self.seq_len * self.sequences and "tokens" in self.given:
             found.append(
-                f"--tokens {self.tokens:,}: less than one global batch of {self.sequences} x {self.seq_len:,}; lower --global-batch"
+                f"--tokens {self.tokens:,}: less than one global batch of {self.sequences} x {self.seq_len:,}; "
+                f"lower --global-batch"
             )
         return found
 

@@ -1,10 +1,11 @@
-"""Model states of plain data-parallel training (ZeRO stage 0), and the tensors that are trained: where every stack starts.
+"""Model states of plain data-parallel training (ZeRO stage 0), and the tensors trained: where every stack starts.
 
 Symbols: N trained elements, F frozen elements, e bytes of the training precision, d data-parallel ranks.
 
 Source:
-    DeepSpeed 0.19.8 runtime/fp16/unfused_optimizer.py and runtime/engine.py, walked on real engines (bf16: 14 N resident
-    + 2 N gradients + 4 N fp32 gradients + the fp64 norm of the largest tensor at the step). Memory model §W1-§O4.
+    DeepSpeed 0.19.8 runtime/fp16/unfused_optimizer.py and runtime/engine.py, walked on real engines (bf16: 14 N
+    resident + 2 N gradients + 4 N fp32 gradients + the fp64 norm of the largest tensor at the step). Memory model
+    §W1-§O4.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from .computation import Adapters, Computation
-from .ledger import ALWAYS, BACKWARDS, Entry, Device, Item, Ledger, Phase, Tensors
+from .ledger import ALWAYS, BACKWARDS, Device, Entry, Item, Ledger, Phase, Tensors
 from .model import Model, Parameter, ParameterKind
 from .transform import Setting
 from .work import Resource, When, Work
@@ -179,7 +180,7 @@ def replicated(ledger: Ledger, setting: Setting) -> Ledger:
                 when=When.STEP,
                 once=True,
                 message_bytes=e * min(n, ALL_REDUCE_BUCKET_ELEMENTS),
-                source="DeepSpeed 0.19.8 runtime/engine.py, allreduce_gradients: after the last backward, not overlapped",
+                source="DeepSpeed 0.19.8 runtime/engine.py, allreduce_gradients: after the last backward, no overlap",
             ),
         )
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from typing import Protocol
 
 from .errors import InputError
@@ -81,7 +82,7 @@ class Stack:
             InputError: two strategies have one rank.
         """
         ordered = tuple(sorted(strategies, key=lambda s: s.rank))
-        for left, right in zip(ordered, ordered[1:], strict=False):
+        for left, right in pairwise(ordered):
             if left.rank == right.rank:
                 raise InputError(f"strategies: {left.name} and {right.name} exclude each other; give one of them")
         return cls(ordered)

@@ -19,8 +19,8 @@ class Checkpointing:
     enables it per layer.
 
     Source:
-        Chen et al. 2016 (arXiv:1604.06174); transformers 5.23.0 GradientCheckpointingLayer; DeepSpeed 0.19.8: engine never
-        calls deepspeed.checkpointing.configure (checked on a real engine). Memory model §A2, §A3.
+        Chen et al. 2016 (arXiv:1604.06174); transformers 5.23.0 GradientCheckpointingLayer; DeepSpeed 0.19.8: engine
+        never calls deepspeed.checkpointing.configure (checked on a real engine). Memory model §A2, §A3.
     """
 
     layers: int

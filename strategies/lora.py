@@ -35,7 +35,8 @@ class Lora:
     def accepts(self, setting: Setting) -> str | None:
         """Some weight must be adapted."""
         if not any(self.adapters.adapted(block) for block, _ in setting.model.distinct_blocks):
-            return f"no nn.Linear of {setting.model.name} is among the targets {', '.join(self.adapters.targets) or 'all-linear'}"
+            targets = ", ".join(self.adapters.targets) or "all-linear"
+            return f"no nn.Linear of {setting.model.name} is among the targets {targets}"
         return None
 
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:

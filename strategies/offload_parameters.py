@@ -67,7 +67,8 @@ class OffloadParameters:
 def _on_nvme(ledger: Ledger, setting: Setting, size: int) -> Ledger:
     """No prefetch: 0.19.8 crashes in the second step with it; max_in_cpu 0, so that RAM holds the buffers alone."""
     e, largest = ledger.computation.precision.bytes, largest_module(setting.model)
-    buffer = -(-(-(-largest // setting.world_size)) // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
+    piece = -(-largest // setting.world_size)
+    buffer = -(-piece // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
     pinned = NVME_BUFFER_COUNT * buffer * e
     window = next(x for x in ledger.entries if x.item is Item.GATHERED)
     keys: dict[str, Any] = {

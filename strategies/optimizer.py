@@ -80,7 +80,7 @@ class Optimizer:
             return {"zero_allow_untested_optimizer": True}
         params: dict[str, Any] = {"lr": learning_rate}
         if kind == "AdamW":
-            # torch_adam needs no CUDA compiler on the machine; fused has no temporaries (for-loop: + 4 N / d at the step)
+            # torch_adam needs no CUDA compiler on the machine; fused has no temporaries (for-loop: 4 N / d at the step)
             params |= {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1 if learning_rate < 1e-4 else 0.0}
             params |= {"torch_adam": True, "fused": True}
         keys: dict[str, Any] = {"optimizer": {"type": kind, "params": params}}

@@ -45,7 +45,7 @@ def largest_linear(model: Model) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Qlora:
-    """NF4 base weights (0.5 B per element + scales), 16-bit rest, adapters as in LoRA, one weight dequantised at a time.
+    """NF4 base weights (0.5 B per element + scales), 16-bit rest, adapters as LoRA's, one weight dequantised at a time.
 
     Source:
         Dettmers et al. 2023 §3 (arXiv:2305.14314); bitsandbytes 0.50.2 nn.Linear4bit; bnb_4bit_quant_storage in the

@@ -16,8 +16,8 @@ from ..planner.workload import Method
 from ..planner.workload import Precision as PrecisionKind
 from .attention import Attention
 from .checkpointing import Checkpointing
-from .loss import ChunkedLoss
 from .lora import Lora
+from .loss import ChunkedLoss
 from .offload_optimizer import GROUPS, OffloadOptimizer
 from .offload_parameters import OffloadParameters
 from .optimizer import OPTIMIZERS, Optimizer
@@ -82,7 +82,12 @@ class Choices:
 
 def method_strategy(method: Method, adapters: Adapters) -> tuple[Strategy, ...]:
     """LoRA and QLoRA are strategies; full fine-tuning is the absence of both."""
-    return {Method.FULL: (), Method.LORA: (Lora(adapters),), Method.QLORA: (Qlora(adapters),)}[method]
+    strategies: Mapping[Method, tuple[Strategy, ...]] = {
+        Method.FULL: (),
+        Method.LORA: (Lora(adapters),),
+        Method.QLORA: (Qlora(adapters),),
+    }
+    return strategies[method]
 
 
 def fixed_strategies(choices: Choices, model: Model) -> tuple[Strategy, ...]:

@@ -34,8 +34,8 @@ def write_files(folder: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
         _write_all(folder, {**files, MANIFEST: manifest})
     except OSError as error:
         raise InputError(
-            f"--out {folder}: cannot write, {error.strerror or error}; a folder you may write to, on a disk with room, is "
-            f"needed; choose another --out"
+            f"--out {folder}: cannot write, {error.strerror or error}; a folder you may write to, on a disk with room, "
+            f"is needed; choose another --out"
         ) from error
     return tuple(folder / name for name in files)
 
@@ -64,8 +64,8 @@ def _refuse_foreign(folder: Path, files: Mapping[str, str]) -> None:
             continue
         if path.is_symlink() or not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != ours.get(name):
             raise InputError(
-                f"--out {folder}: {name} is there and trainplan did not write it, or somebody changed it since; only our own "
-                f"untouched files are replaced; choose another --out or move it away"
+                f"--out {folder}: {name} is there and trainplan did not write it, or somebody changed it; only our "
+                f"own untouched files are replaced; choose another --out or move it away"
             )
 
 

@@ -24,12 +24,13 @@ def gpu_text(gpu: Document) -> str:
     peak, capacity = gpu["fullest_phase"], gpu["capacity_bytes"]
     spare = capacity - gpu["upper_bound_bytes"]
     verdict = f"fits, {gib(spare)} to spare" if gpu["fits"] else f"does not fit, {gib(-spare)} short"
+    limit = f"of {gib(capacity)} that driver and torch report: {verdict}"
     steps = (
         (f"tensors at the peak ({phase_name(peak)})", gib(gpu["allocated_bytes"]), "", "allocated"),
         ("+ fragmentation", gib(gpu["reserved_bytes"]), "§F1", "reserved: what PyTorch holds"),
         ("+ CUDA context, communicators", gib(gpu["device_bytes"]), "§F2", "on the device: what nvidia-smi shows"),
-        ("upper bound of all of these", gib(gpu["upper_bound_bytes"]), "", f"of {gib(capacity)} that driver and torch report: {verdict}"),
-    )  # fmt: skip
+        ("upper bound of all of these", gib(gpu["upper_bound_bytes"]), "", limit),
+    )
     return f"GPU memory of one GPU, GiB by phase\n{_by_phase(gpu, 1)}\n\n{table(steps, align='lrll', indent='  ')}"
 
 
@@ -70,7 +71,7 @@ def _by_phase(memory: Document, ranks: int) -> str:
 
 
 def _hundredths(items: dict[tuple[str, str], Counter[str]], peak: str) -> dict[tuple[str, str], Counter[str]]:
-    """Every cell in hundredths of a GiB; a line that stays the same over the phases is rounded the same in all of them."""
+    """Every cell in hundredths of a GiB; a line that stays the same over the phases is rounded alike in all of them."""
     at_peak = apportioned([row[peak] for row in items.values()], UNIT_BYTES)
     return {
         key: Counter({p: whole if size == row[peak] else round(size / UNIT_BYTES) for p, size in row.items()})

@@ -42,7 +42,8 @@ def frontier_text(plan: Document) -> str:
     rows: Sequence[Document] = plan["frontier"]
     deadline = plan["request"]["deadline_s"]
     origin = "" if "deadline_s" in plan["request"]["given"] else ", the default; --deadline changes it"
-    title = f"What days cost: the cheapest plans with {METHODS[plan['decision']['method']]}, each in at most 2/3 of the time of the one above"
+    method = METHODS[plan["decision"]["method"]]
+    title = f"What days cost: the cheapest plans with {method}, each in at most 2/3 of the time of the one above"
     dearer = ["", *(_day_sooner(before, row) for before, row in pairwise(rows))]
     cells = [
         (*_plan_cells(row)[:3], more, _plan_cells(row)[3], brief(row)) for row, more in zip(rows, dearer, strict=True)

@@ -43,18 +43,25 @@ def _one(name: str, group: list[Document]) -> Term:
 
 def step_text(time: Document) -> str:
     """Terms, longest first; what hides behind others adds nothing to the step."""
-    short = time["step_s"] < IN_MILLISECONDS_S
-    unit_s, name = (1e-4, "ms") if short else (0.1, "s")
+    tenth_s, unit = (1e-4, "ms") if time["step_s"] < IN_MILLISECONDS_S else (0.1, "s")
     terms = joined(time["terms"])
-    shown = apportioned([t.exposed_s for t in terms], unit_s)
+    shown = apportioned([t.exposed_s for t in terms], tenth_s)
     rows = [
-        (t.name, f"{max(tenths, round(t.busy_s / unit_s)) / 10:,.1f}", f"{tenths / 10:,.1f}", f"{t.exposed_s / time['step_s']:.1%}", ", ".join(t.limited_by))
-        for t, tenths in zip(terms, shown, strict=True)
-        if t.busy_s >= unit_s / 2
-    ]  # fmt: skip
-    total = ("one optimizer step", "", f"{time['step_s'] / unit_s / 10:,.1f}", "", "")
-    header = ("", f"busy {name}", f"adds {name}", "share", "limited by")
-    return f"Step time: {_rates(time)}\n" + table(rows, header=header, footer=total, align="lrrrl", indent="  ")
+        _row(term, tenths, tenth_s, time["step_s"])
+        for term, tenths in zip(terms, shown, strict=True)
+        if term.busy_s >= tenth_s / 2
+    ]
+    total = ("one optimizer step", "", f"{time['step_s'] / tenth_s / 10:,.1f}", "", "")
+    header = ("", f"busy {unit}", f"adds {unit}", "share", "limited by")
+    lines = table(rows, header=header, footer=total, align="lrrrl", indent="  ")
+    return f"Step time: {_rates(time)}\n{lines}"
+
+
+def _row(term: Term, tenths: int, tenth_s: float, step_s: float) -> tuple[str, ...]:
+    """One term; what it adds was rounded so that the sum is right, and is never more than it is busy."""
+    busy = max(tenths, round(term.busy_s / tenth_s))
+    share = f"{term.exposed_s / step_s:.1%}"
+    return term.name, f"{busy / 10:,.1f}", f"{tenths / 10:,.1f}", share, ", ".join(term.limited_by)
 
 
 def _rates(time: Document) -> str:
@@ -66,10 +73,12 @@ def bill_text(time: Document, cost: Mapping[str, float], nodes: int) -> str:
     """From one step to hours, from hours to dollars."""
     computing_h = time["steps"] * time["step_s"] / HOUR_S
     lost = 1 - computing_h / cost["hours"]
+    digits = 2 if time["step_s"] < IN_MILLISECONDS_S else 1
+    rate, run_h = usd(cost["usd_per_node_hour"]), f"{cost['hours']:,.1f} h"
     return (
-        "Time and money\n"
-        f"  {time['steps']:,} steps x {time['step_s']:,.{2 if time['step_s'] < IN_MILLISECONDS_S else 1}f} s = {computing_h:,.1f} h of training; "
-        f"{lost:.1%} of the run goes to start-up, data, checkpoints and failures: {cost['hours']:,.1f} h\n"
-        f"  {cost['hours']:,.1f} h x {nodes} node{'s' if nodes > 1 else ''} x {usd(cost['usd_per_node_hour'])} per node-hour "
-        f"= {usd(cost['usd'])}, {cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens"
+        f"Time and money\n"
+        f"  {time['steps']:,} steps x {time['step_s']:,.{digits}f} s = {computing_h:,.1f} h of training; "
+        f"with {lost:.1%} for start-up, data, checkpoints and failures {run_h}\n"
+        f"  {run_h} x {nodes} node{'s' if nodes > 1 else ''} x {rate} per node-hour = {usd(cost['usd'])}; "
+        f"{cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens"
     )

@@ -9,8 +9,13 @@ _NUMBER = re.compile(r"[-+]?\$?[0-9][0-9,.]*(?: ?%| ?[A-Za-z]{1,3})?|unknown|non
 
 
 def table(
-    rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), footer: Sequence[str] = (), align: str = "", indent: str = ""
-) -> str:  # fmt: skip
+    rows: Iterable[Sequence[str]],
+    *,
+    header: Sequence[str] = (),
+    footer: Sequence[str] = (),
+    align: str = "",
+    indent: str = "",
+) -> str:
     """Columns two blanks apart, without trailing blanks.
 
     Args:

@@ -44,7 +44,7 @@ def headline(plan: Document) -> str:
     d, model = plan["decision"], plan["model"]
     trained = f"{count(model['trainable_parameters'])} of {count(model['parameters'])} parameters"
     rows = (
-        ("model", model.get("note") or model["source"]),
+        ("model", model.get("note") or model["source"][:90]),
         ("machine", machines(d)),
         ("price", price(d)),
         ("batch", batch(d)),
@@ -67,9 +67,10 @@ def binding_lines(plan: Document) -> Sequence[str]:
 
 def solver_line(s: Document) -> str:
     """The certificate in words."""
+    columns = f"{s['columns']:,} columns, {s['columns_in_program']:,} left by bounds"
     return (
-        f"{s['solver']} {s['version']}, {s['status']}, gap {s['gap']:.1e}; {s['columns']:,} columns, {s['columns_in_program']:,} "
-        f"left by bounds, {s['refuted_points']} refuted by the exact ledger, {s['seconds']:.2f} s"
+        f"{s['solver']} {s['version']}, {s['status']}, gap {s['gap']:.1e}; {columns}, "
+        f"{s['refuted_points']} refuted by the exact ledger, {s['seconds']:.2f} s"
     )
 
 
@@ -78,7 +79,7 @@ def estimate_text(found: Document) -> str:
     d, memory = found["configuration"], found["memory"]
     fits = all(memory[device]["fits"] for device in ("gpu", "host", "nvme"))
     rows = (
-        ("model", found["model"].get("note") or found["model"]["source"]),
+        ("model", found["model"].get("note") or found["model"]["source"][:90]),
         ("machine", machines(d)),
         ("price", price(d)),
         ("batch", batch(d)),
@@ -100,10 +101,10 @@ def stack_text(plan: Document) -> str:
     """The stack, one transform per row, and below it the DeepSpeed keys that each row stands for."""
     rows, before = [], None
     for row in plan["stack"]:
-        rows.append((
-            ("+ " if before else "") + row["strategy"], gib(row["allocated_bytes"]), _change(before, row, "allocated_bytes"),
-            gib(row["host_bytes_per_node"]), duration(row["step_s"]), _change(before, row, "step_s"),
-        ))  # fmt: skip
+        allocated, step = _change(before, row, "allocated_bytes"), _change(before, row, "step_s")
+        host = gib(row["host_bytes_per_node"])
+        name = f"{'+ ' if before else ''}{row['strategy']}"
+        rows.append((name, gib(row["allocated_bytes"]), allocated, host, duration(row["step_s"]), step))
         before = row
     header = ("strategy", "GPU tensors", "change", "host RAM per node", "step", "change")
     keys = [
@@ -159,9 +160,7 @@ def refused_text(found: Document) -> str:
     lines += [f"rejected by {broken['text']}" for broken in found["broken"]] or ([] if lines else [_possible(found)])
     if found["cheapest_change"]:
         c = found["cheapest_change"]
-        lines.append(
-            f"cheapest change: {machines(c)}, {strategy(c)}, micro-batch {c['micro_batch']}: {hours(c)}, {usd(c['cost_usd'])}"
-        )
+        lines.append(f"cheapest change: {_run(c)}")
     elif found["status"] == "refused":
         lines.append("no change of strategy or micro-batch admits it")
     return "\n".join(lines)
@@ -174,4 +173,8 @@ def _possible(found: Document) -> str:
         verdict = "it breaks no limit and costs " + (
             "the same as the plan" if dearer > -0.005 else f"{usd(-dearer)} less than the plan"
         )
-    return f"possible: {machines(d)}, {strategy(d)}, micro-batch {d['micro_batch']}: {hours(d)}, {usd(d['cost_usd'])}; {verdict}"
+    return f"possible: {_run(d)}; {verdict}"
+
+
+def _run(d: Document) -> str:
+    return f"{machines(d)}, {strategy(d)}, micro-batch {d['micro_batch']}: {hours(d)}, {usd(d['cost_usd'])}"

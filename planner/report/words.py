@@ -84,7 +84,8 @@ def price(d: Document) -> str:
     """What a node costs, and since when."""
     per_gpu = d["usd_per_node_hour"] / d["gpus_per_node"]
     where = f", {d['region']}" if d["region"] else ""
-    return f"{usd(d['usd_per_node_hour'])} per node-hour ({usd(per_gpu)} per GPU-hour), {d['tier']}{where}, {d['price_date'] or 'undated'}"
+    rate = f"{usd(d['usd_per_node_hour'])} per node-hour ({usd(per_gpu)} per GPU-hour)"
+    return f"{rate}, {d['tier']}{where}, {d['price_date'] or 'undated'}"
 
 
 def shortened(name: str, length: int = 30) -> str:

@@ -1,0 +1,134 @@
+"""strategies/offload_optimizer.py: what leaves the GPU, what the host and NVMe then hold."""
+
+from __future__ import annotations
+
+import pytest
+from trainplan.planner.ledger import Device, Item, Phase, flat_partition, tensor_partition, touched
+from trainplan.planner.states import trained_tensors
+from trainplan.planner.work import Resource
+from trainplan.strategies.offload_optimizer import GROUPS, NVME_SUB_GROUP_ELEMENTS, OffloadOptimizer, pinned
+from trainplan.strategies.optimizer import Optimizer
+from trainplan.strategies.zero import Zero
+
+from ..tiny import folded, llama, setting
+
+TENSORS = trained_tensors(llama(), None)
+N = TENSORS.total
+FLAT, PART = flat_partition(TENSORS, 2), tensor_partition(TENSORS, 2)
+EMBEDDING = 2048 * 256
+
+
+def test_stage_2_holds_18_bytes_an_element_on_the_host() -> None:
+    """4 master, 4 fp32 gradient, 8 moments, 2 copy of the weights; one staging tensor on either side."""
+    ledger = folded(Zero(2), OffloadOptimizer())
+    assert ledger.peak(Device.HOST) == (4 + 4 + 8 + 2) * FLAT + 2 * EMBEDDING
+    assert ledger.bytes_of(Item.MASTER, Item.MOMENTS, Item.GRADIENTS, Item.STEP_TEMPORARIES) == 0
+    assert ledger.by_phase(Device.GPU)[Phase.STEP] == 2 * FLAT * 2 + 2 * EMBEDDING
+
+
+def test_the_norm_is_taken_in_fp64_on_the_gpu() -> None:
+    """Stages 1 and 2: 8 bytes of the largest piece while gradients are handed over; stage 3: of its partition."""
+    assert folded(Zero(2), OffloadOptimizer()).bytes_of(Item.NORM_TEMPORARY) == 8 * EMBEDDING
+    assert folded(Zero(3), OffloadOptimizer()).bytes_of(Item.NORM_TEMPORARY) == 8 * EMBEDDING // 2
+    assert folded(Zero(2)).bytes_of(Item.NORM_TEMPORARY) == 0
+
+
+def test_stage_2_accumulates_on_the_host_stage_1_on_the_gpu() -> None:
+    """Whole tensors of earlier micro-steps wait in pinned memory, or whole gradients in .grad."""
+    at = setting(micro_steps=2)
+    two, one = folded(Zero(2), OffloadOptimizer(), at=at), folded(Zero(1), OffloadOptimizer(), at=at)
+    assert two.bytes_of(Item.ACCUMULATED, device=Device.HOST) == 2 * touched(TENSORS, 2)
+    assert two.bytes_of(Item.GRADIENTS) == 0
+    assert one.bytes_of(Item.ACCUMULATED, device=Device.HOST) == 0
+    assert one.bytes_of(Item.GRADIENTS) == 2 * N
+    assert {w.name for w in two.work} - {w.name for w in one.work} == {
+        "accumulate gradients on host",
+        "accumulated gradients from host",
+    }
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_overlap_is_off_with_one_bucket(stage: int) -> None:
+    """The file says so, and the ledger charges one bucket."""
+    ledger = folded(Zero(stage), OffloadOptimizer())
+    assert ledger.deepspeed["zero_optimization"]["overlap_comm"] is False
+    assert ledger.bytes_of(Item.REDUCE_BUCKET) == 2 * 1_000_000
+
+
+def test_stage_2_accumulates_in_16_bit() -> None:
+    """The fp32 buffer of stage 2 alone would stay on the GPU."""
+    ledger = folded(Zero(2), OffloadOptimizer(), at=setting(micro_steps=2))
+    assert ledger.deepspeed["data_types"] == {"grad_accum_dtype": "bf16"}
+
+
+def test_stage_3_holds_18_bytes_an_element_on_the_host() -> None:
+    """Weights stay; master, gradients in both precisions and moments go."""
+    ledger = folded(Zero(3), OffloadOptimizer())
+    assert ledger.peak(Device.HOST) == (4 + 4 + 8 + 2) * PART
+    assert ledger.bytes_of(Item.WEIGHTS) == 2 * PART
+    assert ledger.bytes_of(Item.MASTER, Item.MOMENTS, Item.GRADIENTS, Item.STEP_TEMPORARIES) == 0
+
+
+@pytest.mark.parametrize("groups", [1, 7, 19])
+def test_a_share_covers_every_element_on_either_side(groups: int) -> None:
+    """Sub-groups are whole tensors, so one may lean over: both sides together hold at least the whole, never less."""
+    ledger = folded(Zero(3), OffloadOptimizer("cpu", groups))
+    on_gpu, on_host = (ledger.bytes_of(Item.MASTER, device=d) for d in (Device.GPU, Device.HOST))
+    assert on_gpu + on_host >= 4 * PART
+    assert on_host >= 4 * PART * groups // GROUPS
+    section = ledger.deepspeed["zero_optimization"]
+    assert section["offload_optimizer"]["ratio"] == groups / GROUPS
+    assert section["sub_group_size"] == PART // GROUPS
+
+
+def test_a_larger_share_frees_the_gpu() -> None:
+    """GPU bytes fall and host bytes rise with the share."""
+    ledgers = [folded(Zero(3), OffloadOptimizer("cpu", g)) for g in range(1, GROUPS + 1)]
+    gpu, host = ([x.peak(d) for x in ledgers] for d in (Device.GPU, Device.HOST))
+    assert gpu == sorted(gpu, reverse=True)
+    assert host == sorted(host)
+
+
+def test_nvme_holds_16_bytes_an_element_behind_four_buffers() -> None:
+    """Master, two moments and gradient in fp32; four pinned buffers of one sub-group, here the whole partition."""
+    ledger = folded(Zero(3), OffloadOptimizer("nvme"))
+    assert ledger.peak(Device.NVME) == 16 * PART
+    assert ledger.bytes_of(Item.SWAP_BUFFERS, device=Device.HOST) == 4 * 4 * PART
+    section = ledger.deepspeed["zero_optimization"]
+    assert section["sub_group_size"] == NVME_SUB_GROUP_ELEMENTS
+    assert section["offload_optimizer"]["buffer_count"] == 4
+    assert section["offload_optimizer"]["fast_init"] is False
+
+
+def test_nvme_is_read_and_written_once_a_step() -> None:
+    """16 bytes an element in either direction."""
+    work = folded(Zero(3), OffloadOptimizer("nvme"), at=setting(micro_steps=4)).work
+    moved = {w.resource: (w.amount, w.once) for w in work if w.resource in (Resource.NVME_READ, Resource.NVME_WRITE)}
+    assert moved == {Resource.NVME_READ: (16 * PART, True), Resource.NVME_WRITE: (16 * PART, True)}
+
+
+def test_the_cpu_kernel_takes_no_gpu_options() -> None:
+    """torch_adam and fused would choose torch's optimizer instead of DeepSpeedCPUAdam."""
+    params = folded(Optimizer("adamw"), Zero(2), OffloadOptimizer()).deepspeed["optimizer"]["params"]
+    assert not {"torch_adam", "fused"} & set(params)
+    assert params["lr"] > 0
+
+
+def test_the_gpu_updates_nothing_that_left() -> None:
+    """All on the host: no optimizer update in GPU memory; a share: that share's rest."""
+    update = [w for w in folded(Zero(3), OffloadOptimizer()).work if w.resource is Resource.MEMORY]
+    assert update == []
+    half = [w for w in folded(Zero(3), OffloadOptimizer("cpu", 10)).work if w.resource is Resource.MEMORY]
+    whole = [w for w in folded(Zero(3)).work if w.resource is Resource.MEMORY]
+    assert half[0].amount == pytest.approx(whole[0].amount / 2, rel=1e-5)
+
+
+def test_pinned_memory_is_rounded_up() -> None:
+    """To a power of two; the point estimate is not."""
+    assert [pinned(x) for x in (0, 1, 1024, 1025)] == [0, 1, 1024, 2048]
+
+
+@pytest.mark.parametrize("groups", [0, GROUPS + 1])
+def test_a_share_is_between_one_group_and_all(groups: int) -> None:
+    """Refused in words."""
+    assert "sub-groups" in str(OffloadOptimizer("cpu", groups).accepts(setting()))
