@@ -277,7 +277,7 @@ def _fixed(
     """
     if wanted.gpu_count is None:
         raise InputError(
-            f"--gpus {','.join(wanted.gpus)}: no count; an estimate needs one, for example --gpus 8x{wanted.gpus[0]}"
+            f"--gpus: no count, got {','.join(wanted.gpus)}; an estimate needs a type and a count; write --gpus 8xh100"
         )
     wanted.check(model)
     method = wanted.methods[0] if wanted.methods else Method.FULL

@@ -30,12 +30,12 @@ def list_(as_json: bool) -> None:
 def search(text: str, as_json: bool) -> None:
     """Print the accelerators whose name, maker, architecture or notes contain TEXT."""
     from ..planner.catalog import gpus
+    from ..planner.errors import InputError
 
     found = tuple(g for g in gpus() if text.lower() in _searched(g))
     if not found:
-        click.echo(f"no accelerator contains {text[:40]!r}; see trainplan gpus list", err=True)
-    if found or as_json:
-        _print(found, as_json)
+        raise InputError(f"gpus search: nothing found, got {text[:40]!r}; see all with trainplan gpus list")
+    _print(found, as_json)
 
 
 @command.command("show")

@@ -35,6 +35,7 @@ SUMMARIES = {
     "completion": "Print a shell completion script.",
 }
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2; its message is the help
 NEGATIVE = re.compile(r"-[0-9.]")
 WHOLE, KIND = re.compile(r"is not a valid integer( range)?"), re.compile(r"is not a valid float")
 LONGEST_MESSAGE = 2000  # characters: one line of an error, whatever a file or an option brought into it
@@ -126,6 +127,9 @@ def run_root(arguments: list[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
+        if isinstance(error, NO_ARGUMENTS):
+            click.echo(error.format_message())
+            return 0
         return _fail(_usage(error), WRONG_INPUT)
     except TrainplanError as error:
         return _fail(str(error), error.exit_code)

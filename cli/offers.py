@@ -32,6 +32,7 @@ def list_(
 ) -> None:
     """Print offers, the cheapest GPU-hour first."""
     from ..planner.catalog import rejected_offers
+    from ..planner.errors import InputError
 
     if rejected:
         if gpu_names or region or tier:
@@ -41,9 +42,10 @@ def list_(
         return
     found = _selected(gpu_names or ("any",), cloud, region, tier)
     if not found:
-        click.echo("no offer matches; see trainplan offers list", err=True)
-    if found or as_json:
-        _print(found, as_json)
+        raise InputError(
+            "offers list: nothing matches all of these options; leave one out, or see trainplan offers list"
+        )
+    _print(found, as_json)
 
 
 @command.command("search")
@@ -51,11 +53,12 @@ def list_(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def search(text: str, as_json: bool) -> None:
     """Print the offers whose name, accelerator, region, source or notes contain TEXT."""
+    from ..planner.errors import InputError
+
     found = [o for o in _selected(("any",), None, None, None) if text.lower() in _searched(o)]
     if not found:
-        click.echo(f"no offer contains {text[:40]!r}; see trainplan offers list", err=True)
-    if found or as_json:
-        _print(found, as_json)
+        raise InputError(f"offers search: nothing found, got {text[:40]!r}; see all with trainplan offers list")
+    _print(found, as_json)
 
 
 @command.command("show")

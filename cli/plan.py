@@ -67,7 +67,7 @@ def _write(document: dict[str, Any], folder: str) -> tuple[Path, ...]:
     from ..planner.emit.launch import launch_command
     from ..planner.errors import InputError
 
-    if not folder.strip() or "\0" in folder:
+    if not folder.strip() or not folder.isprintable():
         raise InputError(
             f"--out: not a folder's name, got {folder[:40]!r}; any other is allowed; write for example --out plans/x"
         )

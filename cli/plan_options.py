@@ -252,10 +252,19 @@ def _number(text: str) -> float:
 
 
 def request_from(options: dict[str, Any]) -> Any:
-    """A request from the remaining options."""
+    """A request from the remaining options.
+
+    Raises:
+        InputError: a value that cannot be read.
+    """
     from ..api import request
+    from ..planner.errors import InputError
 
     targets = options.pop("lora_targets", None)
-    if targets:
+    if targets is not None:
         options["lora_targets"] = tuple(part.strip() for part in targets.split(",") if part.strip())
+        if not options["lora_targets"]:
+            raise InputError(
+                f"--lora-targets: no names, got {targets[:40]!r}; allowed are modules; write q_proj,v_proj"
+            )
     return request(**options)

@@ -31,10 +31,14 @@ def command(plan: str, as_json: bool, **choice: Any) -> None:
     from ..planner.errors import InputError
     from ..planner.planfile import model_of, read_plan, request_of
     from ..planner.report.text import refused_text
+    from ..strategies.space import known_name
 
     if all(value is None for value in choice.values()):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in choice)
         raise InputError(f"why-not: no choice to judge; give at least one of {names}")
     document = read_plan(plan)
-    found = why_not(model_of(document), request_of(document), document["decision"], **choice).to_dict()
+    wanted = request_of(document)
+    for name in (*wanted.require, *wanted.forbid):
+        known_name(name, where=f"{plan}: request")
+    found = why_not(model_of(document), wanted, document["decision"], **choice).to_dict()
     click.echo(json.dumps(found, indent=2) if as_json else refused_text(found))

@@ -1,4 +1,4 @@
-"""What the pages' generated parts are printed with: the program is run, its output goes into the page, nothing is typed.
+"""Prints the pages' generated parts: the program is run and its output goes into the page, nothing is typed.
 
 A page begins its first block with ``import sys; sys.path.insert(0, "docs"); import show``. Commands run in a fresh
 folder that a page's later blocks share, so that a plan made above can be explained below.

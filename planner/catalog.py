@@ -36,7 +36,7 @@ def find_gpu(name: str) -> Gpu:
     found = _gpus_by_key().get(gpu_key(name))
     if found is None:
         known = _listed([g.name for g in gpus()])
-        close = did_you_mean(gpu_key(name[:LONGEST_NAME]), _gpus_by_key())
+        close = did_you_mean(name[:LONGEST_NAME], [g.name for g in gpus()])
         raise InputError(
             f"gpu: not in the catalog, got {name[:LONGEST_NAME]!r}; known are {known}{close}; see trainplan gpus list"
         )

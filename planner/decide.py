@@ -135,7 +135,7 @@ def _why_none(search: Search, method: Method) -> str:
 
 def frontier(search: Search, chosen: Candidate) -> tuple[Candidate, ...]:
     """Cheapest plans of the chosen method under ever shorter deadlines (epsilon-constraint)."""
-    limits, points = replace(search.any_money, deadline_s=math.inf), []
+    limits, points = replace(search.any_money, deadline_s=math.inf), list[Candidate]()
     while len(points) < FRONTIER_POINTS and (found := search.cheapest(chosen.method, limits)):
         points.append(found[0])
         limits = replace(limits, deadline_s=found[0].cost.hours * HOUR_S / FRONTIER_STEP)

@@ -143,7 +143,12 @@ def _similar(reference: str) -> str:
 
 
 def _from_file(path: Path, *, name: str) -> Model:
-    return build_model(read_config(path), name=name or path.stem, source=str(path))
+    return build_model(read_config(path), name=_printable(name or path.stem), source=_printable(str(path)))
+
+
+def _printable(text: str) -> str:
+    """A file's name without escape sequences for the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def read_config(path: Path) -> Mapping[str, object]:
@@ -341,6 +346,9 @@ def _named_by_hand(config: dict[str, object], params: float, *, solved: bool) ->
     return model
 
 
+ROTARY_POSITIONS = 10**7  # rotary embeddings have no table that ends; LlamaConfig would take 2,048
+
+
 def _llama_config(
     layers: int, hidden: int, heads: int | None, kv_heads: int | None, intermediate: int, vocab: int
 ) -> dict[str, object]:
@@ -353,6 +361,7 @@ def _llama_config(
         "num_key_value_heads": kv_heads,
         "intermediate_size": intermediate,
         "vocab_size": vocab,
+        "max_position_embeddings": ROTARY_POSITIONS,
     }
 
 

@@ -156,9 +156,9 @@ def _wrong_keys(value: dict[str, Any], shape: Mapping[str, Any], where: str) -> 
 
 
 def _is(value: Any, kind: str) -> bool:
-    """Whether a JSON value is of a kind; true is no number, and no number is infinite or negative."""
+    """Whether a JSON value is of a kind: numbers are finite and not negative, texts hold no control characters."""
     if kind == _TEXT:
-        return isinstance(value, str)
+        return isinstance(value, str) and value.isprintable()  # no escape sequences for the terminal
     if kind == _COUNT:
         return type(value) is int and 0 <= value <= LARGEST_NUMBER
     if kind == _NUMBER:

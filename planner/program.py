@@ -293,7 +293,7 @@ def _solve_once(
         if certificate.status is Status.INFEASIBLE:
             return None
         first = first or certificate
-        if index == len(goals) - 1 or not _tied(columns, built, objective, certificate.value):
+        if index == 0 and not _tied(columns, built, objective, certificate.value):
             break
         built.problem += goal <= certificate.value + TIE * max(abs(certificate.value), 1.0), f"keep_{name}"
     assert first is not None
@@ -488,7 +488,8 @@ def _status(code: int) -> Status:
 def shortage(columns: Sequence[Column], limits: Limits) -> Shortage | None:
     """The elastic program: every memory row, the budget and the deadline may be exceeded, at a price.
 
-    The price is per share of the limit. Returns the constraint that is exceeded most in the cheapest such answer, or None where there are no columns.
+    The price is per share of the limit. Returns the constraint that is exceeded most in the cheapest such answer, or
+    None where there are no columns, or nothing that could be exceeded.
 
     Raises:
         SolverError: HiGHS failed or ran out of time.
@@ -511,6 +512,8 @@ def shortage(columns: Sequence[Column], limits: Limits) -> Shortage | None:
             slack = built.problem.add_variable(f"slack_{name}", lowBound=0)
             built.problem += pulp.lpSum(terms) <= limit * (1 + slack), name
             slacks.append((None, name, limit, slack))
+    if not slacks:
+        return None
     built.problem.setObjective(pulp.lpSum(slack for *_, slack in slacks))
     _run(built.problem, Objective.COST)
     chosen = next(c.key for c in columns if built.choose[c.key].value() > 0.5)

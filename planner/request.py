@@ -95,12 +95,16 @@ class Request:
         for name, largest in LARGEST.items():
             value = self.sequences if name == "global_batch" else getattr(self, name)
             if value is not None and not 1 <= value <= largest:
-                found.append(f"--{name.replace('_', '-')}: out of range, got {value:,}; allowed are 1 to {largest:,}; change it")
+                found.append(
+                    f"--{name.replace('_', '-')}: out of range, got {value:,}; allowed are 1 to {largest:,}; change it"
+                )
         for name, largest_float in (("price_usd_per_gpu_hour", 1e4), ("host_memory_gib", 1e6), ("internode_gbps", 1e6)):
             value = getattr(self, name)
             if value is not None and not 0 < value <= largest_float:
                 flag = name.removesuffix("_usd_per_gpu_hour").replace("_", "-")
-                found.append(f"--{flag}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}; change it")
+                found.append(
+                    f"--{flag}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}; change it"
+                )
         if isinstance(self.budget, int | float) and not 0 < self.budget <= 1e12:
             found.append(f"--budget: out of range, got {self.budget:g}; allowed is above 0 up to 1e12 dollars")
         return found
@@ -195,16 +199,27 @@ def request_from(document: Mapping[str, Any], *, where: str) -> Request:
 
 
 def _check_types(request: Request) -> None:
-    """Numbers are numbers; a bool is none."""
+    """Numbers are numbers and not negative, a bool is none; texts are texts."""
     whole = ("max_gpus", "tokens", "seq_len", "lora_rank")
     for name in (*whole, "gpu_count", "nodes", "global_batch", "gpus_per_node"):
         value = getattr(request, name)
-        if (value is None and name not in whole) or type(value) is int:
-            continue
-        raise ValueError(f"{name} is {value!r}, not a whole number")
+        if not ((value is None and name not in whole) or (type(value) is int and value >= 1)):
+            raise ValueError(f"{name} is {_shown(value)}, not a whole number above 0")
     for name in ("price_usd_per_gpu_hour", "host_memory_gib", "internode_gbps", "deadline_s"):
         value = getattr(request, name)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-        ):
-            raise ValueError(f"{name} is {value!r}, not a number")
+        if not ((value is None and name != "deadline_s") or _is_amount(value)):
+            raise ValueError(f"{name} is {_shown(value)}, not a number above 0")
+    for name in ("cloud", "region", "nvme_path"):
+        value = getattr(request, name)
+        if not ((value is None and name != "nvme_path") or isinstance(value, str)):
+            raise ValueError(f"{name} is {_shown(value)}, not a text")
+    if not (request.budget in (None, CHEAPEST) or _is_amount(request.budget)):
+        raise ValueError(f"budget is {_shown(request.budget)}, not an amount")
+
+
+def _is_amount(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(float(str(value))) and float(str(value)) > 0
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:40]

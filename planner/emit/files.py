@@ -34,7 +34,7 @@ def write_files(folder: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
         _write_all(folder, {**files, MANIFEST: manifest})
     except OSError as error:
         raise InputError(
-            f"--out {folder}: cannot write, {error.strerror or error}; a folder you may write to, on a disk with room, "
+            f"--out {str(folder)[:200]}: cannot write, {error.strerror or error}; a folder you may write to, on a disk with room, "
             f"is needed; choose another --out"
         ) from error
     return tuple(folder / name for name in files)

@@ -1,61 +1,93 @@
-"""Hand-written ds_config dictionaries, one for each class of strategy that a plan may choose."""
+"""Plans of tiny models for two GPUs, and the ds_config each emits: one for every class of strategy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-HIDDEN = 128  # of the tiny model: bucket sizes follow it, as they would in a plan
-CPU = {"device": "cpu", "pin_memory": True}
+import trainplan
+from trainplan.planner.architectures import build_model
 
-ZERO_12: dict[str, Any] = {
-    "reduce_bucket_size": 100_000,
-    "overlap_comm": True,
-    "contiguous_gradients": True,
-    "round_robin_gradients": True,
+from .engine import Lora, TinyModel
+
+GPUS = 2
+SEQUENCE_TOKENS = 64
+GLOBAL_BATCH = 4  # 2 GPUs x micro-batch 1 x 2 micro-steps
+
+# Larger than the smallest reduce bucket of a plan (1e6 elements), so that buckets fill, close and overlap.
+LLAMA: Mapping[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "vocab_size": 512,
+    "intermediate_size": 688,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
 }
-ZERO_3: dict[str, Any] = {
-    "overlap_comm": True,
-    "contiguous_gradients": True,
-    "reduce_bucket_size": HIDDEN * HIDDEN,
-    "stage3_prefetch_bucket_size": 9 * HIDDEN * HIDDEN // 10,
-    "stage3_param_persistence_threshold": 10 * HIDDEN,
-    "sub_group_size": 100_000_000,
-    "stage3_max_live_parameters": 500_000,
-    "stage3_max_reuse_distance": 500_000,
-    "stage3_gather_16bit_weights_on_model_save": True,
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # stages would draw other masks
+GPT2: Mapping[str, Any] = {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 512, "n_positions": 128} | NO_DROPOUT
+MODELS: Mapping[str, TinyModel] = {
+    "llama": TinyModel(family="llama", config=LLAMA),
+    "gpt2": TinyModel(family="gpt2", config=GPT2),
+    "gemma": TinyModel(family="gemma", config={**LLAMA, "head_dim": 64, "tie_word_embeddings": True}),
+    "qwen2": TinyModel(family="qwen2", config=LLAMA),
+    "mixtral": TinyModel(family="mixtral", config={**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+LORA = Lora()
+LORA_OPTIONS: Mapping[str, Any] = {"method": "lora", "lora_rank": LORA.rank, "lora_targets": LORA.targets}
+
+CLASSES: Mapping[str, Mapping[str, Any]] = {
+    "zero0": {"zero": 0},
+    "zero1": {"zero": 1},
+    "zero2": {"zero": 2},
+    "zero3": {"zero": 3},
+    "zero1-offload-optimizer": {"zero": 1, "offload_optimizer": "cpu"},
+    "zero2-offload-optimizer": {"zero": 2, "offload_optimizer": "cpu"},
+    "zero3-offload-optimizer": {"zero": 3, "offload_optimizer": "cpu"},
+    "zero3-offload-share": {"zero": 3, "offload_optimizer": "cpu", "offload_ratio": 0.6},
+    "zero3-offload-parameters": {"zero": 3, "offload_parameters": "cpu"},
+    "zero3-offload-both": {"zero": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"},
+    "zero3-offload-share-and-parameters": {
+        "zero": 3,
+        "offload_optimizer": "cpu",
+        "offload_ratio": 0.6,
+        "offload_parameters": "cpu",
+    },
+    "zero0-checkpointing": {"zero": 0, "checkpointing": 3},
+    "zero2-checkpointing": {"zero": 2, "checkpointing": 3},
+    "zero3-checkpointing": {"zero": 3, "checkpointing": 3},
 }
 
 
-def config(*, stage: int, cpu_adam: bool = False, **zero: Any) -> dict[str, Any]:
-    """One bf16 ds_config: AdamW, two micro-steps, and a zero_optimization block of a stage.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What a plan hands to a job: the ds_config, and what the training script does itself."""
 
-    ``cpu_adam`` leaves the optimizer to DeepSpeed, which takes DeepSpeedCPUAdam where the states are on the host;
-    torch's own AdamW needs no compiler.
-    """
-    adam: dict[str, Any] = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.01}
-    block = {0: {}, 1: ZERO_12, 2: ZERO_12, 3: ZERO_3}[stage]
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 2,
-        "gradient_clipping": 1.0,
-        "steps_per_print": 100,
-        "wall_clock_breakdown": False,
-        "bf16": {"enabled": True},
-        "optimizer": {"type": "AdamW", "params": adam if cpu_adam else adam | {"torch_adam": True, "fused": True}},
-        "zero_optimization": {"stage": stage, **block, **zero},
-    }
+    model: TinyModel
+    ds_config: Mapping[str, Any]
+    checkpointed_layers: int
+    trainable: int  # elements that the plan's ledger trains
 
 
-# Twin-Flow moves whole sub-groups, so its share needs several of them: 857 216 / 2 elements a rank in pieces of 20 000.
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "zero0": config(stage=0),
-    "zero1": config(stage=1),
-    "zero2": config(stage=2),
-    "zero3": config(stage=3),
-    "zero2-offload-optimizer": config(stage=2, cpu_adam=True, overlap_comm=False, offload_optimizer=CPU),
-    "zero3-offload-optimizer": config(stage=3, cpu_adam=True, offload_optimizer=CPU),
-    "zero3-offload-ratio": config(
-        stage=3, cpu_adam=True, sub_group_size=20_000, offload_optimizer=CPU | {"ratio": 0.6}
-    ),
-    "zero3-offload-both": config(stage=3, cpu_adam=True, offload_optimizer=CPU, offload_param=CPU),
-}
+def planned(family: str = "llama", **options: Any) -> Planned:
+    """The plan of a tiny model on two GPUs of one node, by `trainplan.estimate` with these options."""
+    tiny = MODELS[family]
+    model = build_model({"model_type": tiny.family, **tiny.config}, name=f"tiny-{family}", source="tests")
+    found = trainplan.estimate(
+        model,
+        gpus=f"{GPUS}xa100-80",
+        price=1.0,
+        gpus_per_node=GPUS,
+        host_memory_gib=64,
+        global_batch=GLOBAL_BATCH,
+        seq_len=SEQUENCE_TOKENS,
+        **options,
+    )
+    return Planned(
+        model=tiny,
+        ds_config=found.ds_config,
+        checkpointed_layers=found.candidate.layers,
+        trainable=found.candidate.ledger.trainable.total,
+    )

@@ -168,7 +168,10 @@ def test_a_shortage_is_real(space: tuple[Column, ...], within: Limits) -> None:
     """The elastic program is short of nothing exactly where a feasible point exists."""
     roomy = Limits(budget_usd=within.budget_usd, deadline_s=within.deadline_s)
     found = shortage(space, roomy)
-    assert found is not None
+    if found is None:
+        assert not any(c.rows for c in space)
+        assert roomy == Limits()
+        return
     assert (found.short < 1e-4) is bool(feasible(space, roomy, frozenset()))
 
 
@@ -176,3 +179,25 @@ def test_no_columns_no_answer() -> None:
     """An empty space has neither plan nor shortage."""
     assert solve((), Limits(), lambda *_: True) is None
     assert shortage((), Limits()) is None
+
+
+@pytest.mark.parametrize("usd_per_s", [0.01, 1.0, 1000.0])
+@pytest.mark.parametrize("simpler", [0, 1, 2])
+def test_equal_columns_differ_in_simplicity_alone(usd_per_s: float, simpler: int) -> None:
+    """Whatever the dollars are beside the number of GPUs, the simplest of equal columns is chosen."""
+    space = [
+        Column(
+            key=key,
+            gpus=2,
+            simplicity=4 if key == simpler else 5,
+            usd_per_s=usd_per_s,
+            run_s_per_s=3.0,
+            box=Box(),
+            rows=(),
+            parts=(Part(1, (Line(7.0),)),),
+        )
+        for key in range(3)
+    ]
+    choice = solve(space, Limits(), lambda *_: True)
+    assert choice is not None
+    assert choice.key == simpler
