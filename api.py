@@ -14,7 +14,7 @@ from typing import Any
 
 from .planner import catalog
 from .planner.candidate import Candidate, Constraint, assess, constraints, step_time
-from .planner.computation import Adapters
+from .planner.computation import Adapters, default_targets
 from .planner.decide import Search, alternatives, decide, frontier
 from .planner.emit.deepspeed import ds_config
 from .planner.errors import InputError, NoPlan
@@ -81,25 +81,24 @@ def _option(key: str, value: Any) -> dict[str, Any]:
         methods = (value,) if isinstance(value, str | Method) else value
         return {"methods": tuple(Method(name) for name in methods)}
     if key in ("require", "forbid"):
-        names = (value,) if isinstance(value, str) else tuple(value)
-        return {key: tuple(known_name(name, where=f"--{key}") for name in names)}
+        return {key: (value,) if isinstance(value, str) else tuple(value)}
     return {key: value}
 
 
-def _choices(wanted: Request) -> Choices:
+def _choices(wanted: Request, model: Model) -> Choices:
     """The strategies' part of a request, all methods: those not allowed are shown as alternatives."""
     return Choices(
         methods=tuple(Method),
-        require=wanted.require,
-        forbid=wanted.forbid,
-        adapters=Adapters(rank=wanted.lora_rank, targets=wanted.lora_targets),
+        require=tuple(known_name(name, where="--require") for name in wanted.require),
+        forbid=tuple(known_name(name, where="--forbid") for name in wanted.forbid),
+        adapters=Adapters(rank=wanted.lora_rank, targets=wanted.lora_targets or default_targets(model)),
     )
 
 
 def _search(model: Model, wanted: Request, progress: Progress, methods: tuple[Method, ...] = tuple(Method)) -> Search:
     """Explore a request; alternatives are drawn from all methods, the decision from those allowed."""
     wanted.check(model)
-    choices = replace(_choices(wanted), methods=methods)
+    choices = replace(_choices(wanted, model), methods=methods)
     families(replace(choices, methods=wanted.allowed), model)  # an impossible requirement is an error for these only
     precision = Precision(choices.required("precision") or choices.precision)
     demand = Demand(
@@ -283,7 +282,7 @@ def _fixed(
     method = wanted.methods[0] if wanted.methods else Method.FULL
     machine = machine_for(wanted, wanted.gpu_count)
     setting = _setting(model, wanted, machine, wanted.gpu_count, micro_batch)
-    family = one_family(facts, replace(_choices(wanted), methods=(method,)), model)
+    family = one_family(facts, replace(_choices(wanted, model), methods=(method,)), model)
     stack = family.at(layers, groups)
     refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
     if refusals:

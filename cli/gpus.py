@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .complete import gpu_names
+
 if TYPE_CHECKING:
     from ..planner.hardware import Gpu
 
@@ -39,7 +41,7 @@ def search(text: str, as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=gpu_names)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """Print every figure of one accelerator with its source and date."""

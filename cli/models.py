@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .complete import model_names
+
 if TYPE_CHECKING:
     from ..planner.model import Model
     from ..planner.models import CatalogModel
@@ -51,7 +53,7 @@ def search(text: str, as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 @click.option("--method", type=click.Choice(["full", "lora", "qlora"]), default="full", help="What is trained.")
 @click.option("--lora-rank", type=click.IntRange(1, 65536), default=DEFAULT_RANK, show_default=True, help="Rank r.")
 @json_option

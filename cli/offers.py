@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .complete import clouds, gpu_names
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -21,8 +23,15 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--gpu", "gpu_names", multiple=True, metavar="NAME", help="Only this accelerator; may be repeated.")
-@click.option("--cloud", metavar="NAME", help="Only this cloud.")
+@click.option(
+    "--gpu",
+    "gpu_names",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=gpu_names,
+    help="Only this accelerator; may be repeated.",
+)
+@click.option("--cloud", metavar="NAME", shell_complete=clouds, help="Only this cloud.")
 @click.option("--region", metavar="NAME", help="Only this region, as the price list writes it.")
 @click.option("--tier", type=click.Choice(PRICED_TIERS), help="Only this tier.")
 @click.option("--rejected", is_flag=True, help="Print what the sources list and the catalog leaves out, and why.")

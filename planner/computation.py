@@ -20,23 +20,37 @@ class AttentionImplementation(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapters:
-    """LoRA adapters: rank r, on every nn.Linear of the blocks or on those whose last name is in ``targets``.
-
-    Without targets, a mixture of experts gets them on its attention only: peft 0.21.2 would treat stacked experts and
-    routers in a way of its own under "all-linear".
-    """
+    """LoRA adapters: rank r, on every nn.Linear of the blocks or on those whose last name is in ``targets``."""
 
     rank: int = 16
     targets: tuple[str, ...] = ()  # (): every linear layer
     dropout: float = 0.0
 
     def adapted(self, block: Block) -> tuple[Parameter, ...]:
-        """The weights of this block that get an adapter."""
-        linear = (p for p in block.parameters if p.kind is ParameterKind.LINEAR)
-        if self.targets:
-            return tuple(p for p in linear if p.name.split(".")[-2] in self.targets)
-        mixture = any(p.kind is ParameterKind.EXPERTS for p in block.parameters)
-        return tuple(p for p in linear if not mixture or "attn" in p.name)
+        """The weights of this block that get an adapter: nn.Linear only, as peft does."""
+        return tuple(
+            p
+            for p in block.parameters
+            if p.kind is ParameterKind.LINEAR and (not self.targets or module_name(p) in self.targets)
+        )
+
+
+def module_name(weight: Parameter) -> str:
+    """The last name of the module a weight belongs to: "q_proj" of "self_attn.q_proj.weight"."""
+    return weight.name.split(".")[-2]
+
+
+def default_targets(model: Model) -> tuple[str, ...]:
+    """What adapters go on where the user names nothing: every linear layer, or in mixtures the attention's alone.
+
+    peft 0.21.2 treats stacked experts and routers in a way of its own under "all-linear" (twice the rank, dense MLPs
+    left out), so that a mixture's adapters are named one by one instead.
+    """
+    blocks = [block for block, _ in model.distinct_blocks]
+    if not any(p.kind is ParameterKind.EXPERTS for block in blocks for p in block.parameters):
+        return ()
+    linear = (p for block in blocks for p in block.parameters if p.kind is ParameterKind.LINEAR)
+    return tuple(dict.fromkeys(module_name(p) for p in linear if "attn" in p.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,7 @@ class Plan:
             "decision": decision(c),
             "given_up": GIVEN_UP[c.method],
             "model": model_row(c),
+            "adapters": adapters_row(c),
             "memory": memory_document(c),
             "time": time_document(c),
             "cost": cost_document(c),
@@ -219,6 +220,18 @@ def model_row(c: Candidate) -> dict[str, Any]:
         "trainable_parameters": c.ledger.trainable.total,
         "source": model.source,
         "config": model.config,
+    }
+
+
+def adapters_row(c: Candidate) -> dict[str, Any] | None:
+    """What peft.LoraConfig must be given; None where every parameter is trained."""
+    adapters = c.ledger.computation.adapters
+    if adapters is None:
+        return None
+    return {
+        "rank": adapters.rank,
+        "target_modules": list(adapters.targets) or "all-linear",
+        "dropout": adapters.dropout,
     }
 
 

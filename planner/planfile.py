@@ -109,7 +109,9 @@ def read_plan(reference: str) -> dict[str, Any]:
 def _check(document: dict[str, Any], path: Path) -> None:
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema_version is {version!r}; this trainplan reads {SCHEMA_VERSION}; {AGAIN}")
+        raise InputError(
+            f"{path}: schema_version is {repr(version)[:40]}; this trainplan reads {SCHEMA_VERSION}; {AGAIN}"
+        )
     if document.get("status") != "planned":
         raise InputError(
             f"{path}: status is {str(document.get('status'))[:40]!r}; only a planned one can be explained; {AGAIN}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .computation import default_targets
 from .errors import InputError
 from .hardware import Tier
 from .model import Model
@@ -151,6 +152,7 @@ class Request:
 
     def assumptions(self, model: Model, precision: Precision, optimizer: str) -> list[dict[str, str]]:
         """What was filled in for the user, and what was theirs."""
+        targets = ", ".join(self.lora_targets or default_targets(model)) or "every linear layer"
         rows = (
             ("tokens", count(self.tokens), "tokens"),
             ("sequence length", f"{self.seq_len:,} tokens, every batch full (packed)", "seq_len"),
@@ -167,7 +169,7 @@ class Request:
             ("GPUs at most", f"{self.max_gpus:,}", "max_gpus"),
             (
                 "adapters (LoRA, QLoRA)",
-                f"rank {self.lora_rank} on {', '.join(self.lora_targets) or 'every linear layer'}",
+                f"rank {self.lora_rank} on {targets}",
                 "lora_rank",
             ),
         )

@@ -30,7 +30,9 @@ from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
 
 GROUPS = 20  # sub-groups a rank's partition is cut into for a partial share, so that the share has steps of 5 %
-CPU_ADAM_BYTES = 34  # host memory traffic per element: reads p, m, v, g in fp32, writes p, m, v, then the 16-bit copy (read 4, write 2)
+CPU_ADAM_BYTES = (
+    34  # host traffic per element: reads p, m, v, g in fp32, writes p, m, v; 16-bit copy: reads 4, writes 2
+)
 SWAP_BUFFER_COUNT = 4  # master, two moments, gradient; without pipelining
 NVME_SUB_GROUP_ELEMENTS = 100_000_000
 NORM_ELEMENTS = 250_000_000  # DeepSpeed 0.19.8 runtime/zero/stage3.py, _constant_buffered_norm2
@@ -134,9 +136,10 @@ class OffloadOptimizer:
 
 
 def _partition_norm(ledger: Ledger, setting: Setting) -> Entry:
-    """Stage 3 takes the norm of a gradient's partition as it leaves the GPU, at most NORM_ELEMENTS in fp64 at a time."""
+    """Stage 3 takes the norm of a gradient's partition as it leaves the GPU, NORM_ELEMENTS at a time in fp64."""
     piece = min(-(-ledger.trainable.largest // setting.world_size), NORM_ELEMENTS)
-    return Entry(Item.NORM_TEMPORARY, Device.GPU, NORM_BYTES * piece, BACKWARDS, f"8 B x {piece:,} elements of a partition")
+    why = f"8 B x {piece:,} elements of a partition"
+    return Entry(Item.NORM_TEMPORARY, Device.GPU, NORM_BYTES * piece, BACKWARDS, why)
 
 
 def _cpu_adam(ledger: Ledger) -> dict[str, Any]:
@@ -171,30 +174,31 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
     why = f"{part:,} elements of the slice"
     bucket = next(x for x in ledger.entries if x.item is Item.REDUCE_BUCKET)
     keys = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "overlap_comm": False}
+    types = {"grad_accum_dtype": ledger.computation.precision.value}
     norm = NORM_BYTES * min(largest, part)
     return (
         ledger.without(
             Item.MASTER, Item.MOMENTS, Item.STEP_TEMPORARIES, Item.GRADIENTS, Item.ACCUMULATED, Item.REDUCE_BUCKET
         )
         .plus(
-            replace(bucket, bytes=bucket.bytes // 2, why="one bucket: overlap_comm is off with the offloaded optimizer"),
+            replace(bucket, bytes=bucket.bytes // 2, why="one bucket: overlap_comm is off with offload"),
             *_host_states(ledger, part, why, master_pinned=True),
             _pinned_entry(Item.WEIGHTS_HOST_COPY, e * part, f"{e} B x {why}, pinned"),
             _pinned_entry(Item.OFFLOAD_STAGING, e * largest, f"{e} B x largest tensor {largest:,}, pinned"),
             Entry(Item.OFFLOAD_STAGING, Device.GPU, e * largest, ALWAYS, f"{e} B x largest tensor {largest:,}"),
-            Entry(Item.NORM_TEMPORARY, Device.GPU, norm, BACKWARDS, f"8 B x min(largest tensor {largest:,}, slice {part:,})"),
+            Entry(Item.NORM_TEMPORARY, Device.GPU, norm, BACKWARDS, f"8 B x {norm // NORM_BYTES:,} elements"),
             *_earlier_gradients(ledger, setting),
         )
         .not_doing(OPTIMIZER_UPDATE)
         .doing(*_cpu_update(part), *_flat_traffic(ledger, setting, part))
-        .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger), data_types={"grad_accum_dtype": ledger.computation.precision.value})
+        .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger), data_types=types)
     )  # fmt: skip
 
 
 def _earlier_gradients(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
     """Stage 1 keeps whole gradients on the GPU until the last micro-step; stage 2 gathers its tensors on the host.
 
-    Without overlap_comm stage 1 reduces after the backward pass, so that its gradients are whole with one micro-step too.
+    Without overlap_comm stage 1 reduces after the backward pass, so that gradients are whole with one micro-step too.
     """
     e, trainable = ledger.computation.precision.bytes, ledger.trainable
     if ledger.stage == 1:

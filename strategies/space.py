@@ -35,6 +35,7 @@ NAMES: Mapping[str, tuple[str, object]] = MappingProxyType(
     | {name: ("optimizer", name) for name in OPTIMIZERS}
     | {kind.value: ("precision", kind.value) for kind in PrecisionKind}
 )
+LONGEST_SHOWN = 40  # characters of what was typed that a message repeats
 FIXED_KINDS = ("loss", "attention", "optimizer", "precision")  # never searched: only what the user requires
 
 
@@ -46,7 +47,8 @@ def known_name(name: str, *, where: str) -> str:
     """
     cleaned = name.strip().lower().replace("_", "-")
     if cleaned not in NAMES:
-        raise InputError(f"{where}: no strategy {name!r}; known are {', '.join(NAMES)}{did_you_mean(cleaned, NAMES)}")
+        known = f"{', '.join(NAMES)}{did_you_mean(cleaned[:LONGEST_SHOWN], NAMES)}"
+        raise InputError(f"{where}: no strategy {name[:LONGEST_SHOWN]!r}; known are {known}")
     return cleaned
 
 
@@ -60,6 +62,12 @@ class Choices:
     adapters: Adapters = field(default_factory=Adapters)
     precision: PrecisionKind = PrecisionKind.BF16
     optimizer: str = "adamw"
+
+    def __post_init__(self) -> None:
+        """Names may come from a plan file, which is untrusted."""
+        for where, names in (("--require", self.require), ("--forbid", self.forbid)):
+            for name in names:
+                known_name(name, where=where)
 
     def required(self, fact: str) -> object | None:
         """The value required of a fact, if any."""

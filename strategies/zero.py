@@ -6,8 +6,8 @@ P_touch elements of all tensors that overlap one rank's slice, s largest sub-gro
 Every size written here is also written to ds_config.json, never left to a default: the defaults cost gigabytes.
 
 Source:
-    Rajbhandari et al. 2020 (arXiv:1910.02054); DeepSpeed 0.19.8 runtime/zero/{stage_1_and_2,stage3,partition_parameters}.py,
-    tensors of real engines walked. Memory model §W1-§G7.
+    Rajbhandari et al. 2020 (arXiv:1910.02054); DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py, stage3.py and
+    partition_parameters.py, tensors of real engines walked. Memory model §W1-§G7.
 """
 
 from __future__ import annotations
@@ -130,14 +130,15 @@ class Zero:
 def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
     """Whole gradients wait in .grad for the last micro-step, whose first reduction allocates the slice's tensors.
 
-    Gradients that are not the rank's own point into the bucket once reduced; so with one micro-step they are never whole.
+    Gradients that are not the rank's own point into the bucket once reduced: with one micro-step they are never whole.
     Measured: with two micro-steps on one rank the backward pass peaks at N + P_touch beside all activations.
     """
-    n, e, touch = ledger.trainable.total, ledger.computation.precision.bytes, touched(ledger.trainable, setting.world_size)
+    n, e = ledger.trainable.total, ledger.computation.precision.bytes
+    touch = touched(ledger.trainable, setting.world_size)
     waiting = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
     reduced = (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS  # at the end the whole gradient covers it
     return _flat_states(ledger, setting, bucket_phases=_union(waiting, BACKWARDS)).plus(
-        Entry(Item.ACCUMULATED, Device.GPU, e * n if waiting else 0, waiting, f"{e} B x {n:,}, whole until the last micro-step"),
+        Entry(Item.ACCUMULATED, Device.GPU, e * n if waiting else 0, waiting, f"{e} B x {n:,}, whole"),
         Entry(Item.GRADIENTS, Device.GPU, e * touch, (*reduced, Phase.STEP), f"{e} B x P_touch {touch:,}"),
     ).doing(_reduction(ledger, setting, once=True))  # fmt: skip
 
@@ -152,9 +153,10 @@ def _stage2(ledger: Ledger, setting: Setting) -> Ledger:
     flat = _flat_states(ledger, setting, bucket_phases=BACKWARDS).doing(_reduction(ledger, setting, once=False))
     earlier = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
     if accumulates_fp32(ledger, setting):
-        buffer = Entry(Item.GRADIENTS, Device.GPU, FP32 * part, (*_union(earlier, BACKWARDS), Phase.STEP), f"4 B x slice {part:,}")
+        phases = (*_union(earlier, BACKWARDS), Phase.STEP)
+        buffer = Entry(Item.GRADIENTS, Device.GPU, FP32 * part, phases, f"4 B x slice {part:,}")
         norm = NORM_BYTES * min(ledger.trainable.largest, part)
-        step = Entry(Item.STEP_TEMPORARIES, Device.GPU, norm, (Phase.STEP,), "fp64 norm of the largest piece; no fp32 copy")
+        step = Entry(Item.STEP_TEMPORARIES, Device.GPU, norm, (Phase.STEP,), "fp64 norm of one piece; no fp32 copy")
         return flat.without(Item.STEP_TEMPORARIES).plus(buffer, step).keys(data_types={"grad_accum_dtype": "fp32"})
     why = f"{e} B x P_touch {touch:,}"
     return flat.plus(
@@ -164,7 +166,10 @@ def _stage2(ledger: Ledger, setting: Setting) -> Ledger:
 
 
 def accumulates_fp32(ledger: Ledger, setting: Setting) -> bool:
-    """Whether stage 2's compact fp32 buffer is no larger than whole 16-bit tensors: 4 N/d <= e P_touch (1 + [gas > 1])."""
+    """Whether stage 2's compact fp32 buffer is no larger than whole 16-bit tensors.
+
+    4 N / d <= e P_touch (1 + [gas > 1])
+    """
     e, d = ledger.computation.precision.bytes, setting.world_size
     if e == FP32:
         return False

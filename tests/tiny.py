@@ -17,7 +17,13 @@ from trainplan.planner.workload import Workload
 
 @cache
 def llama(
-    *, hidden: int = 256, layers: int = 4, vocab: int = 2048, intermediate: int = 688, heads: int = 8, tied: bool = False
+    *,
+    hidden: int = 256,
+    layers: int = 4,
+    vocab: int = 2048,
+    intermediate: int = 688,
+    heads: int = 8,
+    tied: bool = False,
 ) -> Model:
     """A Llama with half as many key-value heads as heads; one object per set of sizes."""
     config = {
@@ -29,8 +35,14 @@ def llama(
 
 
 def setting(
-    model: Model | None = None, *, ranks: int = 2, nodes: int = 1, micro_batch: int = 1, micro_steps: int = 1, seq_len: int = 64
-) -> Setting:  # fmt: skip
+    model: Model | None = None,
+    *,
+    ranks: int = 2,
+    nodes: int = 1,
+    micro_batch: int = 1,
+    micro_steps: int = 1,
+    seq_len: int = 64,
+) -> Setting:
     """Ranks are per node; the global batch is what the triangle makes it."""
     batch = nodes * ranks * micro_batch * micro_steps
     workload = Workload(model=model or llama(), tokens=100 * batch * seq_len, seq_len=seq_len, global_batch=batch)

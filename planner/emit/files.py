@@ -1,7 +1,8 @@
 """Write files whole or not at all, and never over something that is not ours.
 
-A folder that trainplan wrote holds ``.trainplan.json`` with the SHA-256 of every file. A file is replaced only while it
-still has that digest; whatever somebody changed, or brought, stays.
+A folder that trainplan wrote holds ``.trainplan.json`` with the SHA-256 digests of every file: of its present text and
+of the one before. It is renamed into place first, so that a crash between two files leaves each of them ours. A file is
+replaced only while it has one of these digests; whatever somebody changed, or brought, stays.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ def write_files(folder: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder, files)
-        digests = {**_digests(folder), **{name: _digest(text) for name, text in files.items()}}
+        before = _digests(folder)
+        digests = {name: [*before.get(name, ())][:1] for name in (*before, *files)}
+        digests |= {name: [_digest(text), *digests[name]] for name, text in files.items()}
         manifest = json.dumps({"files": digests}, indent=2, sort_keys=True) + "\n"
-        _write_all(folder, {**files, MANIFEST: manifest})
+        _write_all(folder, {MANIFEST: manifest, **files})
     except OSError as error:
         raise InputError(
-            f"--out {str(folder)[:200]}: cannot write, {error.strerror or error}; a folder you may write to, on a disk with room, "
-            f"is needed; choose another --out"
+            f"--out {str(folder)[:200]}: cannot write, {error.strerror or error}; a folder you may write to, on a disk "
+            f"with room, is needed; choose another --out"
         ) from error
     return tuple(folder / name for name in files)
 
@@ -44,8 +47,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """What we wrote here before; anything unreadable counts as nothing."""
+def _digests(folder: Path) -> dict[str, tuple[str, ...]]:
+    """What we wrote here, the newest first; anything unreadable counts as nothing."""
     path = folder / MANIFEST
     try:
         if path.stat().st_size > LARGEST_MANIFEST_BYTES:
@@ -53,7 +56,9 @@ def _digests(folder: Path) -> dict[str, str]:
         found = json.loads(path.read_text(encoding="utf-8")).get("files", {})
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): tuple(map(str, texts)) for name, texts in found.items() if isinstance(texts, list)}
 
 
 def _refuse_foreign(folder: Path, files: Mapping[str, str]) -> None:
@@ -62,7 +67,8 @@ def _refuse_foreign(folder: Path, files: Mapping[str, str]) -> None:
         path = folder / name
         if not path.exists() and not path.is_symlink():
             continue
-        if path.is_symlink() or not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != ours.get(name):
+        ours_still = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in ours.get(name, ())
+        if path.is_symlink() or not ours_still:
             raise InputError(
                 f"--out {folder}: {name} is there and trainplan did not write it, or somebody changed it; only our "
                 f"own untouched files are replaced; choose another --out or move it away"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 
 from ..units import count, duration, gib, usd
 from .memory_tables import memory_text
@@ -11,6 +12,7 @@ from .step_table import bill_text, step_text
 from .table import table
 from .words import Document, batch, hours, machines, method_name, phase_name, price, strategy
 
+FACT_WIDTH = 104  # characters, so that a line with its name stays within 120
 NO_LIMIT_BINDS = "no limit is close: the price of the computation decides"
 
 
@@ -52,7 +54,18 @@ def headline(plan: Document) -> str:
         ("given up", plan["given_up"]),
         *(("note", line) for line in plan.get("warnings", ())),
     )
-    return f"{decision_line(model['name'], d)}\n{table(rows, align='ll', indent='  ')}"
+    return f"{decision_line(model['name'], d)}\n{_facts(rows)}"
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> str:
+    """One fact a row, long ones over several lines."""
+    cells = [(name if first else "", line) for name, text in rows for first, line in _numbered(wrap(text, FACT_WIDTH))]
+    return table(cells, align="ll", indent="  ")
+
+
+def _numbered(lines: Iterable[str]) -> Iterable[tuple[bool, str]]:
+    """Each line, and whether it is the first."""
+    return ((index == 0, line) for index, line in enumerate(lines))
 
 
 def assumptions_table(rows: Iterable[Document]) -> str:
@@ -88,7 +101,7 @@ def estimate_text(found: Document) -> str:
     verdict = "fits" if fits else "does not fit"
     assumed = [row for row in found["assumptions"] if d["method"] != "full" or not row["name"].startswith("adapters")]
     return _sections(
-        f"{verdict}: {decision_line(found['model']['name'], d)}\n{table(rows, align='ll', indent='  ')}",
+        f"{verdict}: {decision_line(found['model']['name'], d)}\n{_facts(rows)}",
         memory_text(memory),
         step_text(found["time"]),
         bill_text(found["time"], found["cost"], d["nodes"]),

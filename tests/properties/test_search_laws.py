@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from trainplan.planner.candidate import Candidate, assess
@@ -34,7 +35,9 @@ def small(gpu: str, room_mib: int, *, gpus: int, usd: float, host_mib: int | Non
     offer = machines(gpu, gpus=gpus, usd=usd, nvme_gib=100)
     chip = replace(offer.node.gpu, memory_bytes=fixed_device_bytes(gpus, upper=True) + room_mib * MIB)
     host = None if host_mib is None else int((PROCESS_GIB * GIB + host_mib * MIB) * gpus / 0.95) + 1
-    return replace(offer, name=f"{gpu}-{room_mib}-{gpus}-{usd}", node=replace(offer.node, gpu=chip, host_memory_bytes=host))
+    return replace(
+        offer, name=f"{gpu}-{room_mib}-{gpus}-{usd}", node=replace(offer.node, gpu=chip, host_memory_bytes=host)
+    )
 
 
 @cache
@@ -147,7 +150,10 @@ def test_the_plan_is_brute_force(market: str, methods: tuple[Method, ...]) -> No
                 assert found is None
                 continue
             assert found is not None
-            assert within(found[0], replace(limits, deadline_s=limits.deadline_s * (1 + 1e-9), budget_usd=limits.budget_usd * (1 + 1e-9)))
+            assert within(
+                found[0],
+                replace(limits, deadline_s=limits.deadline_s * (1 + 1e-9), budget_usd=limits.budget_usd * (1 + 1e-9)),
+            )
             least = min(measure(c, objective) for c in admitted)
             assert measure(found[0], objective) == pytest.approx(least, rel=2e-6)
 
@@ -170,7 +176,9 @@ def test_the_markets_bind() -> None:
     assert {"checkpointing", "zero-3", "offload-optimizer-cpu", "offload-parameters-cpu", True} <= seen
 
 
-def cheapest(offers: Sequence[Offer], limits: Limits, model_families: Sequence[Family] | None = None) -> Candidate | None:
+def cheapest(
+    offers: Sequence[Offer], limits: Limits, model_families: Sequence[Family] | None = None
+) -> Candidate | None:
     """The best plan of a market."""
     members = model_families or all_families((Method.FULL,))
     found = best(explore(WORKLOAD, offers, members, Demand(max_gpus=limits.max_gpus)), limits)
@@ -192,14 +200,14 @@ def test_more_memory_never_costs_more(market: str) -> None:
             for o in MARKETS[market]
         ]
         costs.append(usd(cheapest(offers, Limits(max_gpus=MAX_GPUS))))
-    assert all(after <= before * (1 + 2e-6) for before, after in zip(costs, costs[1:], strict=False))
+    assert all(after <= before * (1 + 2e-6) for before, after in pairwise(costs))
 
 
 @pytest.mark.parametrize("market", MARKETS)
 def test_more_gpus_allowed_never_cost_more(market: str) -> None:
     """A larger --max-gpus only adds candidates."""
     costs = [usd(cheapest(MARKETS[market], Limits(max_gpus=n))) for n in (1, 2, 4)]
-    assert all(after <= before * (1 + 2e-6) for before, after in zip(costs, costs[1:], strict=False))
+    assert all(after <= before * (1 + 2e-6) for before, after in pairwise(costs))
 
 
 def test_more_time_never_costs_more() -> None:
@@ -209,7 +217,7 @@ def test_more_time_never_costs_more() -> None:
     deadlines = [hours[int(share * (len(hours) - 1))] * 3600 * 1.001 for share in (0, 0.1, 0.5, 1)]
     found = [best(space, Limits(max_gpus=MAX_GPUS, deadline_s=d)) for d in (*deadlines, math.inf)]
     costs = [f[0].cost.usd if f else math.inf for f in found]
-    assert all(after <= before * (1 + 2e-6) for before, after in zip(costs, costs[1:], strict=False))
+    assert all(after <= before * (1 + 2e-6) for before, after in pairwise(costs))
     assert costs[0] > costs[-1]
 
 

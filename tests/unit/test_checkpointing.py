@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from trainplan.planner.evaluate import evaluate
 from trainplan.planner.ledger import Device, Item
@@ -26,7 +28,7 @@ def test_checkpoints_are_layer_inputs(layers: int) -> None:
 def test_each_layer_more_saves_the_same() -> None:
     """What is saved for backward falls in equal steps: the layers are equal."""
     saved = [evaluate(Stack.of(Zero(0), Checkpointing(k)), AT).bytes_of(Item.SAVED) for k in range(1, 5)]
-    steps = [a - b for a, b in zip(saved, saved[1:], strict=False)]
+    steps = [a - b for a, b in pairwise(saved)]
     assert steps == [steps[0]] * 3
     assert saved[-1] < steps[0]  # what the layers do not own stays
 

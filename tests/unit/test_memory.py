@@ -25,7 +25,7 @@ def node(host_gib: int | None) -> Node:
 
 
 def test_the_three_numbers() -> None:
-    """reserved = allocated (1 + f); device = reserved + context + communicators; each figure at its upper end bounds."""
+    """reserved = allocated (1 + f); device = reserved + context + communicators; upper ends bound."""
     ledger = EMPTY.plus(Entry(Item.WEIGHTS, Device.GPU, 10 * GIB, ALWAYS, ""))
     memory = gpu_memory(ledger, GPU, 8)
     share, fixed = overhead("fragmentation"), (overhead("context"), overhead("collectives"))

@@ -20,7 +20,7 @@ def names(**choices: object) -> set[str]:
 def test_names_are_forgiving() -> None:
     """Case and underscores do not matter; a typo gets a suggestion on one line."""
     assert known_name(" ZeRO_3 ", where="--require") == "zero-3"
-    with pytest.raises(InputError, match="did you mean.*zero-3") as caught:
+    with pytest.raises(InputError, match=r"did you mean.*zero-3") as caught:
         known_name("zero-33", where="--require")
     assert "\n" not in str(caught.value)
 
@@ -34,7 +34,9 @@ def test_what_is_required_is_in_every_family(name: str) -> None:
     assert all(f.at(1, max(1, f.groups)).facts[key] == value for f in found)
 
 
-@pytest.mark.parametrize("name", ["zero-0", "zero-3", "offload-optimizer-cpu", "offload-parameters-nvme", "checkpointing"])
+@pytest.mark.parametrize(
+    "name", ["zero-0", "zero-3", "offload-optimizer-cpu", "offload-parameters-nvme", "checkpointing"]
+)
 def test_what_is_forbidden_is_in_none(name: str) -> None:
     """Nor at any share."""
     key, value = NAMES[name]
