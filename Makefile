@@ -1,8 +1,7 @@
 # Two commands for a fresh machine that has Python 3.11 and make:
 #   make plan     plan a training job (the 70B example)
 #   make test     every check there is, real DeepSpeed engines on the CPU included
-# A CPU build of torch is enough for the tests. Where pip would fetch the CUDA build, name another index:
-#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A CPU build of torch is enough for the tests; where pip would fetch another, TORCH_INDEX names an index that has one.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -136,7 +136,7 @@ def test_a_crash_between_two_renames_leaves_every_file_ours(
 ) -> None:
     """The manifest goes first and knows the old texts too: the next run may replace whatever it finds."""
     write_files(tmp_path, FILES)
-    real, done = os.replace, []
+    real, done = os.replace, list[Path]()
 
     def crash(source: str, target: Path) -> None:
         if len(done) == renames:
