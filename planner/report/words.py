@@ -50,19 +50,20 @@ def _with_number(name: str, d: Document) -> str:
 def brief(d: Document) -> str:
     """A strategy in a table's cell.
 
-    >>> brief({"strategies": ["checkpointing", "zero-3", "offload-optimizer-cpu"], "checkpointed_layers": 7})
-    'zero-3, ckpt 7, optimizer on cpu'
+    >>> offloads = ["offload-optimizer-cpu", "offload-parameters-cpu"]
+    >>> brief({"strategies": ["checkpointing", "zero-3", *offloads], "checkpointed_layers": 7})
+    'zero-3, ckpt 7, optimizer and parameters on cpu'
     """
-    names = [name for name in d["strategies"] if name not in SILENT]
-    return ", ".join(_brief(name, d) for name in sorted(names, key=lambda n: (n.startswith("offload"), *_place(n))))
+    names = sorted((name for name in d["strategies"] if name not in SILENT), key=_place)
+    moved = [name.removeprefix("offload-").rpartition("-") for name in names if name.startswith("offload-")]
+    devices = dict.fromkeys(where for _, _, where in moved)
+    offloads = [f"{' and '.join(what for what, _, to in moved if to == where)} on {where}" for where in devices]
+    return ", ".join([_brief(name, d) for name in names if not name.startswith("offload-")] + offloads)
 
 
 def _brief(name: str, d: Document) -> str:
     if name.startswith("checkpointing"):
         return f"ckpt {d['checkpointed_layers']}{' to host' if name.endswith('offload') else ''}"
-    if name.startswith("offload-"):
-        what, _, where = name.removeprefix("offload-").rpartition("-")
-        return f"{what} on {where}"
     return name
 
 
