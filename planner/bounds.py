@@ -71,13 +71,37 @@ def _fewest_layers(
     return replace(computation, checkpointed_layers=low) if low <= model.layers else None
 
 
-def _activations(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> int:
-    """Peak of the activation lines alone."""
+def _by_phase(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> Counter[Phase]:
+    """The activation lines alone, on the GPU, at their upper bounds."""
     totals: Counter[Phase] = Counter()
     for entry in activation_entries(model, computation, seq_len, micro_batch):
         if entry.device is Device.GPU:
             totals.update(dict.fromkeys(entry.phases, entry.upper_bytes))
-    return max(totals.values(), default=0)
+    return totals
+
+
+def _activations(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> int:
+    """Peak of the activation lines alone."""
+    return max(_by_phase(model, computation, seq_len, micro_batch).values(), default=0)
+
+
+@lru_cache(maxsize=4096)
+def chord_excess(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> dict[Phase, int]:
+    """Bytes by which a line through k = 1 and k = L is above the activations of some k between; none for equal layers.
+
+    Where layers differ (Jamba, Gemma-3) activations are no line in k; less this excess the line never exceeds them.
+    """
+    if len(model.distinct_blocks) == 1 or model.layers == 1:
+        return dict.fromkeys(Phase, 0)
+    ks = range(1, model.layers + 1)
+    every = [_by_phase(model, replace(computation, checkpointed_layers=k), seq_len, micro_batch) for k in ks]
+    first, last = every[0], every[-1]
+
+    def above(phase: Phase) -> int:
+        slope = (last[phase] - first[phase]) / (len(every) - 1)
+        return math.ceil(max(first[phase] + slope * step - exact[phase] for step, exact in enumerate(every)))
+
+    return {phase: max(0, above(phase)) for phase in Phase}
 
 
 def compute_only_s(family: Family, setting: Setting, node: Node) -> float:

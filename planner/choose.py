@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from .candidate import Candidate
 from .program import TIE, Choice, Column, Limits, Objective, Shortage, shortage, solve
 from .search import Point, Space, build_missed
+from .units import HOUR_S
 from .workload import Method
 
-RUNNERS_UP = 12  # columns the program weighs at least, where there are so many
 LOOKS = 60  # exact folds spent on finding a good incumbent, at most
+ROUNDING = 1e-9  # relative; sums of floats in another order
 ELASTIC = 60  # columns of the elastic program: those that are least infeasible
 
 
@@ -21,23 +22,26 @@ def best(
     objective: Objective = Objective.COST,
     *,
     keep: Callable[[Point, Column], bool] = lambda p, c: True,
+    runners_up: int = 0,
 ) -> tuple[Candidate, Choice] | None:
-    """Solve the program over the columns that pass ``keep``; None where nothing is feasible."""
+    """Solve the program over the columns that pass ``keep``; None where nothing is feasible.
+
+    Columns whose lower bound is above a confirmed point cannot win; ``runners_up`` of them are weighed all the same.
+    """
     columns = [c for c in space.columns if c.gpus <= limits.max_gpus and keep(space.points[c.key], c)]
-    pool = _pool(space, columns, limits, objective)
+    pool = _pool(space, columns, limits, objective, runners_up)
 
     def dispose(key: int, layers: int, groups: int) -> bool:
         found = space.candidate(key, layers, groups)
-        within = found.cost.usd <= limits.budget_usd * (1 + 1e-9) and found.cost.hours * 3600 <= limits.deadline_s * (
-            1 + 1e-9
-        )
-        return found.fits and within
+        return found.fits and _within(found, limits)
 
     choice = solve(pool, limits, dispose, objective, considered=space.considered)
     return None if choice is None else (space.candidate(choice.key, choice.layers, choice.groups), choice)
 
 
-def _pool(space: Space, columns: Sequence[Column], limits: Limits, objective: Objective) -> list[Column]:
+def _pool(
+    space: Space, columns: Sequence[Column], limits: Limits, objective: Objective, runners_up: int
+) -> list[Column]:
     """Columns that may still be best: those whose lower bound is not above the best point found by looking.
 
     A look costs one exact fold; columns are looked at by their bound, so that few are needed.
@@ -45,7 +49,7 @@ def _pool(space: Space, columns: Sequence[Column], limits: Limits, objective: Ob
     bounds = sorted(((_bound(c, limits, objective), c) for c in columns), key=lambda pair: (pair[0], pair[1].key))
     incumbent, looked, kept = math.inf, 0, list[Column]()
     for bound, column in bounds:
-        if not math.isfinite(bound) or (bound > incumbent * (1 + TIE) and len(kept) >= RUNNERS_UP):
+        if not math.isfinite(bound) or (bound > incumbent * (1 + TIE) and len(kept) >= runners_up):
             break
         kept.append(column)
         if looked < LOOKS and column.quick is not None:
@@ -77,7 +81,13 @@ def _bound(column: Column, limits: Limits, objective: Objective) -> float:
 
 def _confirmed(space: Space, column: Column, point: tuple[int, int], limits: Limits) -> bool:
     found = space.candidate(column.key, *point)
-    return found.fits and found.cost.usd <= limits.budget_usd and found.cost.hours * 3600 <= limits.deadline_s
+    return found.fits and _within(found, limits)
+
+
+def _within(found: Candidate, limits: Limits) -> bool:
+    """Whether budget and deadline hold, but for rounding."""
+    most_usd, most_s = limits.budget_usd * (1 + ROUNDING), limits.deadline_s * (1 + ROUNDING)
+    return found.cost.usd <= most_usd and found.cost.hours * HOUR_S <= most_s
 
 
 def closest(space: Space, limits: Limits, methods: Sequence[Method]) -> tuple[Candidate, Shortage] | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .bounds import folded
+from .bounds import chord_excess, folded
 from .candidate import step_parts
 from .family import Family
 from .hardware import Gpu, Node
-from .ledger import ALWAYS, Device, Ledger
+from .ledger import ALWAYS, Device, Ledger, Phase
 from .memory import fixed_device_bytes, fragmentation_share, host_memory, nvme_memory
 from .program import Box, Line, Part, Row
 from .time import PartTime
@@ -41,15 +41,27 @@ def _line(values: Sequence[float], box: Box) -> Line:
     return Line(base - per_layer * box.low_layers - per_group * box.low_groups, per_layer, per_group)
 
 
-def gpu_rows(corners: Sequence[Ledger], box: Box, world_size: int, gpu: Gpu) -> tuple[Row, ...]:
-    """One row per phase, at the upper bound."""
+def gpu_rows(corners: Sequence[Ledger], box: Box, setting: Setting, gpu: Gpu) -> tuple[Row, ...]:
+    """One row per phase: the upper bound, or where layers differ a line below it."""
     factor = (1 + fragmentation_share(upper=True)) / GIB
-    fixed = fixed_device_bytes(world_size, upper=True) / GIB
+    fixed = fixed_device_bytes(setting.world_size, upper=True) / GIB
     phases = [corner.by_phase(Device.GPU, upper=True) for corner in corners]
+    excess = _excess(corners[0], box, setting)
     return tuple(
-        Row(f"gpu_{phase.value}", _line([fixed + factor * p[phase] for p in phases], box), gpu.memory_bytes / GIB)
+        Row(
+            f"gpu_{phase.value}",
+            _line([fixed + factor * (p[phase] - excess[phase]) for p in phases], box),
+            gpu.memory_bytes / GIB,
+        )
         for phase in ALWAYS
     )
+
+
+def _excess(corner: Ledger, box: Box, setting: Setting) -> dict[Phase, int]:
+    """What must be taken off each phase so that its line is never above the ledger."""
+    if box.high_layers == box.low_layers:
+        return dict.fromkeys(ALWAYS, 0)
+    return chord_excess(setting.model, corner.computation, setting.workload.seq_len, setting.micro_batch)
 
 
 def store_rows(corners: Sequence[Ledger], box: Box, setting: Setting, node: Node) -> tuple[Row, ...] | None:

@@ -19,12 +19,14 @@ from .search import UNKNOWN_STORE, Point, Space
 from .units import HOUR_S, duration, gib_count, usd
 from .workload import Method
 
+RUNNERS_UP = 12  # columns the decision's program weighs at least, where there are so many
 FRONTIER_POINTS = 8
 FRONTIER_STEP = 1.5  # each point of the frontier may take this factor less time than the one before
 NO_WAY_OUT = (
     "neither more time, more money nor another method helps; "
     "try other --gpus, a shorter --seq-len, or fewer --require and --forbid"
 )
+UNKNOWN_HINT = " (offers whose host RAM is unknown were left out; --host-memory-gib states it)"
 STORAGE = ("zero", "offload", "checkpointing")  # names that say where states and activations live
 
 Found = tuple[Candidate, Choice]
@@ -41,7 +43,11 @@ class Search:
     again: Callable[[Request], Search]
 
     def cheapest(
-        self, method: Method | None = None, limits: Limits | None = None, objective: Objective = Objective.COST
+        self,
+        method: Method | None = None,
+        limits: Limits | None = None,
+        objective: Objective = Objective.COST,
+        runners_up: int = 0,
     ) -> Found | None:
         """The cheapest (or quickest) candidate of a method (or of those allowed), under limits."""
         allowed = (method,) if method else self.request.allowed
@@ -49,7 +55,7 @@ class Search:
         def keep(point: Point, column: Column) -> bool:
             return point.family.method in allowed
 
-        return best(self.space, limits or self.limits, objective, keep=keep)
+        return best(self.space, limits or self.limits, objective, keep=keep, runners_up=runners_up)
 
     @property
     def any_money(self) -> Limits:
@@ -69,9 +75,10 @@ def decide(search: Search) -> Found:
         NoPlan: nothing is feasible.
     """
     if math.isfinite(search.request.budget_usd):
-        found = next((f for method in search.request.allowed if (f := search.cheapest(method))), None)
+        by_method = (search.cheapest(method, runners_up=RUNNERS_UP) for method in search.request.allowed)
+        found = next((f for f in by_method if f), None)
     else:
-        found = search.cheapest()
+        found = search.cheapest(runners_up=RUNNERS_UP)
     if found is None:
         raise _no_plan(search)
     return found
@@ -155,11 +162,7 @@ def _no_plan(search: Search) -> NoPlan:
     limit, nearest = _short_of_limit(search) or _short_of_memory(search)
     outs = _ways_out(search)
     ways = "ways out: " + "; ".join(out["text"] for out in outs) if outs else NO_WAY_OUT
-    unknown = sum(number for reason, number in search.space.dropped.items() if reason == UNKNOWN_STORE)
-    hint = (
-        "; some offers were left out because their host RAM is unknown (--host-memory-gib states it)" if unknown else ""
-    )
-    message = f"no plan: {limit}; {ways}{hint}"
+    message = f"no plan: {limit}; {ways}"
     return _NoPlanFound(message, no_plan_document(search.request, message, nearest, outs, dict(search.space.dropped)))
 
 
@@ -193,10 +196,9 @@ def _short_of_memory(search: Search) -> tuple[str, Candidate | None]:
     c, short = nearest
     stack = "+".join(name for name in c.stack.names if name.startswith(STORAGE))
     what = f"{c.gpus} x {c.offer.node.gpu.name} with {c.method.value}, {stack}"
-    return (
-        f"the closest is {what}: {short.constraint} of {_amount(short, short.limit)} is short by "
-        f"{_amount(short, short.short)}"
-    ), c
+    limit, missing = _amount(short, short.limit), _amount(short, short.short)
+    hint = UNKNOWN_HINT if search.space.dropped[UNKNOWN_STORE] else ""
+    return f"the closest is {what}: {short.constraint} of {limit} is short by {missing}{hint}", c
 
 
 def _amount(short: Shortage, value: float) -> str:

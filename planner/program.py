@@ -20,7 +20,8 @@
         budget, deadline         on the sums
         cut[...]                 points the exact ledger has refuted
 
-A row may be a relaxation (never above the exact ledger): the solver proposes, the ledger disposes, refuted points are
+A row may be a relaxation (a memory row is never above the exact ledger; where layers differ, seconds are a line between
+k = 1 and k = L): the solver proposes, the ledger disposes, refuted points are
 cut off and the program is solved again, so that the answer is optimal for the exact ledger. Bytes are scaled to GiB
 and dollars to the request's own size before the solver sees them.
 """

@@ -248,7 +248,7 @@ def _add_columns(
 ) -> None:
     """The columns of one family and micro-batch: rows and parts are shared, host RAM is each offer's own."""
     node, corners = offers[0].node, corners_of(family, setting, box)
-    on_gpu, parts = gpu_rows(corners, box, setting.world_size, node.gpu), parts_of(corners, box, setting, node)
+    on_gpu, parts = gpu_rows(corners, box, setting, node.gpu), parts_of(corners, box, setting, node)
     for index, offer in enumerate(offers):
         stores = store_rows(corners, box, setting, offer.node)
         if stores is None:

@@ -196,7 +196,7 @@ def test_the_reference_is_the_help() -> None:
         (["no-such-command"], 2),
         (["--model", "70b", "--gpus", "l4", "--max-gpus", "1", "--deadline", "1h"], 3),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_exit_codes(arguments: list[str], code: int, tmp_path: Path) -> None:
     """0 for an answer, even "does not fit"; 2 for a wrong input; 3 where nothing fits. An error is one line on stderr."""

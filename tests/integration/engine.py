@@ -145,7 +145,7 @@ def _launch(folder: Path, processes: int) -> None:
             os.killpg(process.pid, 9)
             process.wait()
             code = None
-    # gloo aborts now and then while the processes end (1 of about 90 runs here); a report is a rank's last act before that
+    # gloo aborts now and then while processes end (1 of about 90 runs here); a report is a rank's last act before that
     if code is None or (code != 0 and not _all_reported(folder, processes)):
         raise AssertionError(_failure(code, log.read_text(errors="replace")))
 
