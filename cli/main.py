@@ -56,6 +56,13 @@ class Root(Sectioned, click.Group):
         command: click.Command = module.command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; Ctrl-C goes on as an abort, before which click would print an empty line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Names and summaries of the commands, without importing them, then the options."""
         with formatter.section("Commands"):
@@ -135,8 +142,10 @@ def run_root(arguments: list[str]) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; nothing was left half-written; start again", INTERRUPTED)
-    except BrokenPipeError:
-        return 0
+    except SystemExit as done:  # click leaves with 1 where the reader of stdout left: `| head -1` is no failure
+        if isinstance(done.__context__, BrokenPipeError):
+            return 0
+        raise
     except OSError as error:
         return _fail(_system(error), FAILED)
     except MemoryError:

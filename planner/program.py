@@ -20,9 +20,9 @@
         budget, deadline         on the sums
         cut[...]                 points the exact ledger has refuted
 
-A row may be a relaxation: a memory row is never above the exact ledger; where layers differ, seconds are a line between
-k = 1 and k = L. The solver proposes, the ledger disposes: refuted points are cut off and the program is solved again, so
-that the answer is optimal for the exact ledger. Bytes are scaled to GiB before the solver sees them.
+A row may be a relaxation: a memory row is never above the exact ledger; where layers differ, seconds are a line
+between k = 1 and k = L. The solver proposes, the ledger disposes: refuted points are cut off and the program is solved
+again, so that the answer is optimal for the exact ledger. Bytes are scaled to GiB before the solver sees them.
 """
 
 from __future__ import annotations

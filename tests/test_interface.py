@@ -199,7 +199,7 @@ def test_the_reference_is_the_help() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_exit_codes(arguments: list[str], code: int, tmp_path: Path) -> None:
-    """0 for an answer, even "does not fit"; 2 for a wrong input; 3 where nothing fits. An error is one line on stderr."""
+    """0 for an answer, even "does not fit"; 2 for a wrong input; 3 where nothing fits. An error is one line."""
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == (code != 0)

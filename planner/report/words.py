@@ -52,12 +52,12 @@ def brief(d: Document) -> str:
 
     >>> offloads = ["offload-optimizer-cpu", "offload-parameters-cpu"]
     >>> brief({"strategies": ["checkpointing", "zero-3", *offloads], "checkpointed_layers": 7})
-    'zero-3, ckpt 7, optimizer and parameters on cpu'
+    'zero-3, ckpt 7, optimizer+parameters on cpu'
     """
     names = sorted((name for name in d["strategies"] if name not in SILENT), key=_place)
     moved = [name.removeprefix("offload-").rpartition("-") for name in names if name.startswith("offload-")]
     devices = dict.fromkeys(where for _, _, where in moved)
-    offloads = [f"{' and '.join(what for what, _, to in moved if to == where)} on {where}" for where in devices]
+    offloads = [f"{'+'.join(what for what, _, to in moved if to == where)} on {where}" for where in devices]
     return ", ".join([_brief(name, d) for name in names if not name.startswith("offload-")] + offloads)
 
 
@@ -89,14 +89,14 @@ def price(d: Document) -> str:
     return f"{rate}, {d['tier']}{where}, {d['price_date'] or 'undated'}"
 
 
-def shortened(name: str, length: int = 30) -> str:
+def shortened(name: str, length: int = 24) -> str:
     """A long name without its middle.
 
     >>> shortened("shadeform/massedcompute/A100-sxm4-80GBx8", 20)
     'shadeform..xm4-80GBx8'
     """
-    half = length // 2
-    return name if len(name) <= length else f"{name[: half - 1]}..{name[-half:]}"
+    head, tail = (length - 2) // 2, (length - 1) // 2
+    return name if len(name) <= length else f"{name[:head]}..{name[-tail:]}"
 
 
 def phase_name(phase: str) -> str:

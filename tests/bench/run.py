@@ -50,7 +50,7 @@ def command_s(arguments: Sequence[str]) -> float:
 
 def commands() -> list[tuple[str, ...]]:
     """The commands with a limit."""
-    rows = [("command", "median", "limit", "share")]
+    rows: list[tuple[str, ...]] = [("command", "median", "limit", "share")]
     for line, limit_s in COMMANDS:
         seconds = command_s(line.split())
         rows.append((f"trainplan {line}", f"{seconds:.2f} s", f"{limit_s:.1f} s", f"{seconds / limit_s:.0%}"))
@@ -73,7 +73,7 @@ def explored_s(offers: Sequence[Offer], demand: Demand, global_batch: int) -> fl
 def growth() -> list[tuple[str, ...]]:
     """Time against the size of the catalog and against the range of GPUs, as ratios of the smallest."""
     offers = catalog.select_offers(["any"], tier=Tier.ON_DEMAND)
-    rows = [("exploring 70b", "time", "ratio")]
+    rows: list[tuple[str, ...]] = [("exploring 70b", "time", "ratio")]
     copies = {n: [replace(o, name=f"{o.name}#{i}") for i in range(n) for o in offers] for n in (1, 2, 4)}
     seconds = {f"catalog x {n}": explored_s(many, Demand(max_gpus=64), 256) for n, many in copies.items()}
     first = next(iter(seconds.values()))

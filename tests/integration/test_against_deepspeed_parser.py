@@ -75,7 +75,7 @@ def setting(model: Model, world_size: int, micro_steps: int) -> Setting:
 @pytest.mark.parametrize("method", Method)
 @pytest.mark.parametrize("name", MODELS)
 def test_deepspeed_accepts_all_that_a_search_may_choose(name: str, method: Method) -> None:
-    """Each family at 1, 8 and 64 ranks: it parses, no key is ignored, the batch triangle and the stage are the plan's."""
+    """Each family at 1, 8 and 64 ranks: it parses, no key is ignored, triangle and stage are the plan's."""
     model = load_model(name)
     stages = set()
     for world_size, config in configs_of(model, Choices(methods=(method,))):

@@ -20,7 +20,7 @@ def measured(**options: Any) -> EngineRun:
 
 
 def test_batch_cut_does_not_change_training() -> None:
-    """A global batch of 4 as 2 ranks x 2 micro-steps or as 1 rank x 4 is one batch; the emitted 1e-5 is trained with."""
+    """A global batch of 4 as 2 ranks x 2 micro-steps or as 1 rank x 4 is one batch, at the emitted rate."""
     config = dict(planned(zero=2).ds_config)
     double = run_engine(config, model=MODELS["llama"])
     single = run_engine(config | {"gradient_accumulation_steps": GLOBAL_BATCH}, processes=1, model=MODELS["llama"])
