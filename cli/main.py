@@ -128,6 +128,7 @@ def main() -> None:
 
 def run_root(arguments: list[str]) -> int:
     """The exit code of one invocation."""
+    stdout = sys.stdout
     try:
         result = root.main(args=arguments, prog_name="trainplan", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -142,8 +143,8 @@ def run_root(arguments: list[str]) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; nothing was left half-written; start again", INTERRUPTED)
-    except SystemExit as done:  # click leaves with 1 where the reader of stdout left: `| head -1` is no failure
-        if isinstance(done.__context__, BrokenPipeError):
+    except SystemExit:
+        if sys.stdout is not stdout:  # click put another in its place: the reader left, and `| head -1` is no failure
             return 0
         raise
     except OSError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .candidate import Candidate
+from .candidate import LABELS, Candidate
 from .choose import best, closest
 from .errors import NoPlan
 from .machines import makes_up, offers_for
@@ -134,7 +134,7 @@ def _offered(search: Search, gpus: int) -> bool:
 def _why_none(search: Search, method: Method) -> str:
     found = closest(search.space, search.any_money, (method,))
     return (
-        f"{found[1].constraint} short by {_amount(found[1], found[1].short)}"
+        f"{_named(found[1])} short by {_amount(found[1], found[1].short)}"
         if found
         else "no machine or strategy is left"
     )
@@ -198,7 +198,17 @@ def _short_of_memory(search: Search) -> tuple[str, Candidate | None]:
     what = f"{c.gpus} x {c.offer.node.gpu.name} with {c.method.value}, {stack}"
     limit, missing = _amount(short, short.limit), _amount(short, short.short)
     hint = UNKNOWN_HINT if search.space.dropped[UNKNOWN_STORE] else ""
-    return f"the closest is {what}: {short.constraint} of {limit} is short by {missing}{hint}", c
+    return f"the closest is {what}: {_named(short)} of {limit} is short by {missing}{hint}", c
+
+
+def _named(short: Shortage) -> str:
+    """A constraint of the program as people call it: "GPU memory in the loss phase"."""
+    kind, _, phase = short.constraint.partition("_")
+    return (
+        f"GPU memory in the {phase.replace('_', ' ')} phase"
+        if kind == "gpu"
+        else LABELS.get(short.constraint, short.constraint)
+    )
 
 
 def _amount(short: Shortage, value: float) -> str:

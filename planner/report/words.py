@@ -93,7 +93,7 @@ def shortened(name: str, length: int = 24) -> str:
     """A long name without its middle.
 
     >>> shortened("shadeform/massedcompute/A100-sxm4-80GBx8", 20)
-    'shadeform..xm4-80GBx8'
+    'shadeform..m4-80GBx8'
     """
     head, tail = (length - 2) // 2, (length - 1) // 2
     return name if len(name) <= length else f"{name[:head]}..{name[-tail:]}"

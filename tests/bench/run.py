@@ -1,107 +1,156 @@
-"""How fast the program is: `make bench`. Figures and their ratios; nothing here passes or fails."""
+"""How long the program takes, and how that grows: `make bench` prints a table; nothing is asserted.
+
+Seconds depend on the machine, so each stands beside its limit, and growth is shown as a ratio to the smallest case.
+"""
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import trainplan
-from trainplan.api import request
-from trainplan.planner import catalog
-from trainplan.planner.bounds import folded
-from trainplan.planner.candidate import assess
-from trainplan.planner.hardware import Offer, Tier
+from trainplan.planner.hardware import Offer
+from trainplan.planner.machines import offers_for
+from trainplan.planner.models import load_model
 from trainplan.planner.report.table import table
+from trainplan.planner.request import Request
 from trainplan.planner.search import Demand, explore
-from trainplan.planner.transform import Setting
-from trainplan.planner.workload import Method
 from trainplan.strategies.space import Choices, families
 
 RUNS = 5
-COMMANDS: tuple[tuple[str, float], ...] = (
-    ("--help", 0.2),
-    ("--model 70b --gpus a100-80 --budget", 1.0),
-    ("--model 70b --gpus any --budget", 3.0),
-    ("--model llama-3-8b --gpus any --method qlora --json", 3.0),
+HELP_S, SINGLE_S, ANY_S = 0.2, 1.0, 3.0  # limits: --help, one GPU type, all GPU types
+MODEL = "70b"
+COMMANDS: Sequence[tuple[str, float]] = (
+    ("--help", HELP_S),
+    ("--model 70b --gpus a100-80 --budget", SINGLE_S),
+    ("--model 70b --gpus any --budget", ANY_S),
+    ("--model llama-3-8b --gpus any --method qlora --json", ANY_S),
 )
+COPIES = (1, 2, 4)
+MAX_GPUS = (8, 64, 256, 1024)
+RANGE_BATCH = 1024  # sequences; every power of two up to the largest range divides it
 
 
-def median_s(work: Callable[[], object], runs: int = RUNS) -> float:
-    """Median wall time of some runs."""
-    times = []
-    for _ in range(runs):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds of the first call, and the median of some that follow it."""
+
+    first_s: float
+    median_s: float
+
+
+def timed(call: Callable[[], object], runs: int = RUNS) -> Timing:
+    """Time a call: once, then ``runs`` times more."""
+    seconds = []
+    for _ in range(runs + 1):
         began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
-def command_s(arguments: Sequence[str]) -> float:
-    """A whole command, start-up included, in a folder of its own."""
-    command = [sys.executable, "-m", "trainplan", *arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        return median_s(lambda: subprocess.run(command, cwd=folder, capture_output=True, check=True))
-
-
-def commands() -> list[tuple[str, ...]]:
-    """The commands with a limit."""
-    rows: list[tuple[str, ...]] = [("command", "median", "limit", "share")]
-    for line, limit_s in COMMANDS:
-        seconds = command_s(line.split())
-        rows.append((f"trainplan {line}", f"{seconds:.2f} s", f"{limit_s:.1f} s", f"{seconds / limit_s:.0%}"))
-    return rows
-
-
-def explored_s(offers: Sequence[Offer], demand: Demand, global_batch: int) -> float:
-    """Exploring every column of 70b from cold caches."""
-    model = trainplan.load_model("70b")
-    workload = request(global_batch=global_batch).workload(model)
-    every = families(Choices(), model)
-
-    def work() -> None:
-        folded.cache_clear()
-        explore(workload, offers, every, demand)
-
-    return median_s(work, runs=3)
-
-
-def growth() -> list[tuple[str, ...]]:
-    """Time against the size of the catalog and against the range of GPUs, as ratios of the smallest."""
-    offers = catalog.select_offers(["any"], tier=Tier.ON_DEMAND)
-    rows: list[tuple[str, ...]] = [("exploring 70b", "time", "ratio")]
-    copies = {n: [replace(o, name=f"{o.name}#{i}") for i in range(n) for o in offers] for n in (1, 2, 4)}
-    seconds = {f"catalog x {n}": explored_s(many, Demand(max_gpus=64), 256) for n, many in copies.items()}
-    first = next(iter(seconds.values()))
-    rows += [(name, f"{s:.2f} s", f"{s / first:.2f}") for name, s in seconds.items()]
-    ranges = {f"up to {n} GPUs": explored_s(offers, Demand(max_gpus=n), 1024) for n in (8, 64, 256, 1024)}
-    first = next(iter(ranges.values()))
-    return rows + [(name, f"{s:.2f} s", f"{s / first:.2f}") for name, s in ranges.items()]
-
-
-def in_process() -> list[tuple[str, ...]]:
-    """One candidate, and one plan, without start-up."""
-    model = trainplan.load_model("70b")
-    found = trainplan.plan(model, gpus="a100-80", method="full").candidate
-    setting: Setting = found.setting
-
-    def estimate() -> None:
-        assess(found.offer, found.stack, setting, method=Method.FULL, zero_stage=found.zero_stage)
-
-    return [
-        ("in process", "median"),
-        ("one candidate: fold, price, bill", f"{median_s(estimate, runs=200) * 1000:.2f} ms"),
-        ("trainplan.plan('70b', gpus='a100-80')", f"{median_s(lambda: trainplan.plan(model, gpus='a100-80')):.2f} s"),
-    ]
+        call()
+        seconds.append(time.perf_counter() - began)
+    return Timing(first_s=seconds[0], median_s=statistics.median(seconds[1:]))
 
 
 def main() -> None:
-    """Print all tables."""
-    print(table(commands(), align="lrrr"), table(in_process(), align="lr"), table(growth(), align="lrr"), sep="\n\n")
+    """Print the tables, after how busy the machine is."""
+    print(f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.2f}: other work makes every figure larger\n")
+    with tempfile.TemporaryDirectory(prefix="trainplan-bench-") as folder:
+        print(commands(Path(folder)))
+    for part in (calls, offers, gpu_range):
+        print(f"\n{part()}")
+
+
+def commands(folder: Path) -> str:
+    """The command line, each time as a new process that starts in an empty folder."""
+    program = str(Path(sys.executable).with_name("trainplan"))
+    environment = {**os.environ, "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder), "HOME": str(folder)}
+    rows = []
+    for arguments, limit_s in COMMANDS:
+        command = [program, *arguments.split()]
+
+        def start(command: Sequence[str] = command) -> None:
+            subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
+
+        found = timed(start)
+        cells = (found.first_s, found.median_s, limit_s)
+        rows.append((f"trainplan {arguments}", *map(seconds_text, cells), ratio_text(found.median_s, limit_s)))
+    header = (f"new process, median of {RUNS}", "first s", "median s", "limit s", "of the limit")
+    return table(rows, header=header, align="lrrrr")
+
+
+def calls() -> str:
+    """Calls in this process, imports not counted; later calls find the caches filled."""
+    model, fresh = load_model(MODEL), load_model("llama-3-8b")
+    cases: Sequence[tuple[str, Callable[[], object]]] = (
+        ("estimate, llama-3-8b on 8 a100-80", lambda: trainplan.estimate(fresh, gpus="8xa100-80")),
+        ("plan, 70b on a100-80", lambda: trainplan.plan(model, gpus="a100-80")),
+        ("plan, 70b on any GPU", lambda: trainplan.plan(model, gpus="any")),
+    )
+    found = [(name, timed(call)) for name, call in cases]
+    rows = [(name, seconds_text(t.first_s), seconds_text(t.median_s)) for name, t in found]
+    return table(rows, header=("in one process", "first s", f"median of {RUNS} more, s"), align="lrr")
+
+
+def offers() -> str:
+    """The search alone, by the number of offers: copies of the whole catalog under other names."""
+    request = Request(gpus=("any",))
+    catalog = offers_for(request)
+    cases = [(f"{n} x the catalog, {n * len(catalog)} offers", request, copies(catalog, n)) for n in COPIES]
+    return growth("search by offers", cases)
+
+
+def copies(catalog: Sequence[Offer], number: int) -> tuple[Offer, ...]:
+    """The catalog and further copies of it, machines included, under names of their own."""
+    return tuple(
+        replace(offer, name=f"{offer.name}#{copy}", node=replace(offer.node))
+        for copy in range(number)
+        for offer in catalog
+    )
+
+
+def gpu_range() -> str:
+    """The search alone, by the most GPUs that a plan may have."""
+    requests = [Request(gpus=("any",), max_gpus=most, global_batch=RANGE_BATCH) for most in MAX_GPUS]
+    cases = [(f"--max-gpus {request.max_gpus}", request, offers_for(request)) for request in requests]
+    return growth(f"search by GPU range, global batch {RANGE_BATCH}", cases)
+
+
+def growth(title: str, cases: Sequence[tuple[str, Request, Sequence[Offer]]]) -> str:
+    """Seconds of the search, and the ratio to the first case; columns are what is left for the integer program."""
+    rows = []
+    first_s = 0.0
+    for name, request, machines in cases:
+        columns, found = search(request, machines)
+        first_s = first_s or found.median_s
+        ratio = ratio_text(found.median_s, first_s)
+        rows.append((name, f"{columns:,}", seconds_text(found.first_s), seconds_text(found.median_s), ratio))
+    header = (title, "columns", "first s", f"median of {RUNS} more, s", "to the first")
+    return table(rows, header=header, align="lrrrr")
+
+
+def search(request: Request, machines: Sequence[Offer]) -> tuple[int, Timing]:
+    """Columns left, and seconds, of one exploration."""
+    model = load_model(MODEL)
+    workload, demand = request.workload(model), Demand(max_gpus=request.max_gpus)
+    stacks = families(Choices(), model)
+    columns: list[int] = []
+    timing = timed(lambda: columns.append(len(explore(workload, machines, stacks, demand).columns)))
+    return columns[0], timing
+
+
+def seconds_text(seconds: float) -> str:
+    """Three significant digits, down to a millisecond."""
+    return f"{seconds:.3f}"
+
+
+def ratio_text(value: float, base: float) -> str:
+    """One amount as a multiple of another."""
+    return f"{value / base:.2f} x"
 
 
 if __name__ == "__main__":

@@ -333,11 +333,10 @@ def test_offers_show_unknown() -> None:
 
 
 def test_offers_search() -> None:
-    """`search` looks into names, accelerators, regions and notes; nothing found is said on stderr."""
+    """`search` looks into names, accelerators, regions and notes; nothing found is an error, as for models."""
     assert "aws/p5.48xlarge" in run(offers_command, "search", "P5.48").output
-    nothing = run(offers_command, "search", "no such thing")
-    assert (nothing.exit_code, nothing.stdout) == (0, "")
-    assert "no offer contains" in nothing.stderr
+    with pytest.raises(InputError, match="nothing found, got 'no such thing'"):
+        run(offers_command, "search", "no such thing")
 
 
 def test_gpus_list_and_search() -> None:
@@ -345,7 +344,8 @@ def test_gpus_list_and_search() -> None:
     assert run(gpus_command, "list").output.count("\n") == len(gpus()) + 1
     found = json.loads(run(gpus_command, "search", "gaudi", "--json").output)
     assert [g["name"] for g in found] == ["gaudi2", "gaudi3"]
-    assert json.loads(run(gpus_command, "search", "no such thing", "--json").stdout) == []
+    with pytest.raises(InputError, match="nothing found, got 'no such thing'"):
+        run(gpus_command, "search", "no such thing", "--json")
 
 
 def test_gpus_show() -> None:
