@@ -33,6 +33,8 @@ MICRO_STEPS = (1, 4)  # with and without accumulation: stage 2 chooses its gradi
 # What --require may ask for beyond the shapes a search looks at by itself.
 REQUIRED = (
     *[(name,) for name in (*OPTIMIZERS, "fp16", "fp32", "checkpointing-offload", "chunked-loss", "eager-attention")],
+    ("offload-optimizer-cpu",),
+    ("offload-optimizer-nvme",),
     ("lion", "offload-optimizer-cpu"),
     ("fp16", "offload-optimizer-cpu"),
 )
@@ -89,15 +91,12 @@ def test_deepspeed_accepts_all_that_a_search_may_choose(name: str, method: Metho
 
 @pytest.mark.parametrize("required", REQUIRED, ids="+".join)
 def test_deepspeed_accepts_what_may_be_required(required: tuple[str, ...]) -> None:
-    """Every optimizer, every precision and the rest of --require: it parses, and no key is ignored."""
-    found = [parsed(config, ranks) for ranks, config in configs_of(load_model("llama-3-8b"), _full(required))]
+    """Every optimizer, every precision and the rest of --require, with every method: it parses, no key is ignored."""
+    configs = configs_of(load_model("llama-3-8b"), Choices(require=required))
+    found = [parsed(config, ranks) for ranks, config in configs]
     assert all(read.bfloat16_config.enabled == (not {"fp16", "fp32"} & set(required)) for read in found)
     assert all(read.float16_config.enabled == ("fp16" in required) for read in found)
     assert found
-
-
-def _full(required: tuple[str, ...]) -> Choices:
-    return Choices(methods=(Method.FULL,), require=required)
 
 
 def test_nvme_reaches_deepspeed() -> None:
@@ -127,7 +126,7 @@ def test_the_emitter_writes_known_keys_only() -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name, kind in OPTIMIZERS.items() if kind.deepspeed))
 def test_optimizers_take_the_emitted_arguments(name: str) -> None:
-    """DeepSpeed hands ``params`` to the optimizer as they are; the two that name its own choice are taken out first."""
+    """DeepSpeed hands ``params`` to the optimizer as they are, less torch_adam, which names its own choice."""
     config = planned(zero=2, require=(name,)).ds_config["optimizer"]
     classes = _classes(config["type"])
     arguments = set(config["params"]) - {"torch_adam"}  # runtime/engine.py, get_optimizer_configuration

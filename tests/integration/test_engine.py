@@ -42,11 +42,14 @@ def test_measured_bytes_are_those_of_the_engine() -> None:
 
 
 def test_checkpointed_layers_keep_less() -> None:
-    """Four layers that recompute keep their inputs alone: forward's peak falls by more than 10 bf16 tensors a layer."""
+    """Layers that recompute keep their inputs alone: forward's peak falls by more than 10 bf16 tensors a layer.
+
+    Of four layers three count: the one at work has its tensors either way.
+    """
     kept, recomputed = measured(zero=2), measured(zero=2, checkpointing="full")
     tensor_bytes = 2 * SEQUENCE_TOKENS * LLAMA["hidden_size"]  # one sequence in bf16
     for plain, sparing in zip(kept.ranks, recomputed.ranks, strict=True):
-        assert plain.peak_bytes["forward"] - sparing.peak_bytes["forward"] > 4 * 10 * tensor_bytes
+        assert plain.peak_bytes["forward"] - sparing.peak_bytes["forward"] > 3 * 10 * tensor_bytes
 
 
 def test_a_bad_configuration_is_reported() -> None:
