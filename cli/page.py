@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import click
 
@@ -15,6 +16,8 @@ NAME = "trainplan"
 def commands(command: click.Command = root, parent: click.Context | None = None) -> Iterator[click.Context]:
     """A context for every command, groups before their members, in the order of the help."""
     name = NAME if parent is None else str(command.name)
+    command = copy(command)
+    command._help_option = None  # click keeps the one of the first context, which may have had other names
     ctx = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     ctx.help_option_names = ["-h", "--help"]
     yield ctx

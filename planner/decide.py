@@ -189,7 +189,8 @@ def _told(c: Candidate) -> str:
 
 def _short_of_memory(search: Search) -> tuple[str, Candidate | None]:
     """The elastic program's answer, or why there is no candidate at all."""
-    nearest = closest(search.space, search.limits, search.request.allowed)
+    memory_alone = replace(search.limits, budget_usd=math.inf, deadline_s=math.inf)
+    nearest = closest(search.space, memory_alone, search.request.allowed)
     if nearest is None:
         reasons = "; ".join(f"{reason} ({number} times)" for reason, number in search.space.dropped.most_common(3))
         return f"every candidate was dropped: {reasons or 'no machine has the GPUs asked for'}", None
