@@ -34,7 +34,7 @@ from .planner.plan import (
     warnings_for,
 )
 from .planner.program import Limits
-from .planner.request import Request
+from .planner.request import CHEAPEST, Request
 from .planner.search import Demand, explore
 from .planner.transform import Setting
 from .planner.units import parse_count, parse_duration_s
@@ -73,6 +73,8 @@ def _option(key: str, value: Any) -> dict[str, Any]:
         return {key: parse_count(value, where=f"--{key.replace('_', '-')}")}
     if key == "deadline":
         return {"deadline_s": parse_duration_s(value, where="--deadline") if isinstance(value, str) else float(value)}
+    if key == "budget":
+        return {"budget": _budget(value)}
     if key == "price":
         return {"price_usd_per_gpu_hour": float(value)}
     if key == "tier":
@@ -83,6 +85,17 @@ def _option(key: str, value: Any) -> dict[str, Any]:
     if key in ("require", "forbid"):
         return {key: (value,) if isinstance(value, str) else tuple(value)}
     return {key: value}
+
+
+def _budget(value: Any) -> float | str:
+    """Dollars as a number, or "cheapest"."""
+    if value == CHEAPEST:
+        return CHEAPEST
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(
+            f'budget: not an amount, got {str(value)[:40]!r}; allowed are a number of dollars and "cheapest"'
+        )
+    return float(value)
 
 
 def _choices(wanted: Request, model: Model) -> Choices:
@@ -267,9 +280,9 @@ def _checkpointed(text: str | int, model: Model) -> tuple[int, bool]:
 
 
 def _fixed(
-    model: Model, wanted: Request, facts: dict[str, Any], *, layers: int, groups: int, micro_batch: int
+    model: Model, wanted: Request, facts: dict[str, Any], *, layers: int, groups: int, micro_batch: int, offer: str = ""
 ) -> Estimate:
-    """Assess one configuration on the cheapest offer whose nodes the count fills.
+    """Assess one configuration on the offer named, or on the cheapest, whose nodes make up the count.
 
     Raises:
         InputError: no machine, or a batch that does not divide.
@@ -280,7 +293,7 @@ def _fixed(
         )
     wanted.check(model)
     method = wanted.methods[0] if wanted.methods else Method.FULL
-    machine = machine_for(wanted, wanted.gpu_count)
+    machine = machine_for(wanted, wanted.gpu_count, preferred=offer)
     setting = _setting(model, wanted, machine, wanted.gpu_count, micro_batch)
     family = one_family(facts, replace(_choices(wanted, model), methods=(method,)), model)
     stack = family.at(layers, groups)
@@ -370,7 +383,9 @@ def why_not(
     size = micro_batch or _fitting_micro_batch(asked, gpus, int(chosen["micro_batch"]))
     groups = _groups(chosen.get("offload_ratio") or 1.0)
     try:
-        found = _fixed(model, asked, facts, layers=layers, groups=groups, micro_batch=size)
+        found = _fixed(
+            model, asked, facts, layers=layers, groups=groups, micro_batch=size, offer=str(chosen.get("offer"))
+        )
     except InputError as error:
         return Refused(
             estimate=None, broken=(), illegal=str(error), remedy=_remedy(model, asked, zero), dearer_usd=None

@@ -82,8 +82,8 @@ def makes_up(node: Node, gpus: int) -> bool:
     return gpus == node.gpus or (gpus % node.gpus == 0 and node.internode_bytes_per_s is not None)
 
 
-def machine_for(request: Request, gpus: int) -> Offer:
-    """The cheapest offer whose nodes make up exactly so many GPUs.
+def machine_for(request: Request, gpus: int, preferred: str = "") -> Offer:
+    """The preferred offer, else the cheapest, whose nodes make up exactly so many GPUs.
 
     Raises:
         InputError: no offer does; several nodes need a network that somebody knows.
@@ -96,4 +96,5 @@ def machine_for(request: Request, gpus: int) -> Offer:
             f"--gpus {gpus}x{request.gpus[0]}: no offer makes up that count, its nodes have {sizes} GPUs, and several "
             f"nodes need a known network; state your own machines with --price, --gpus-per-node and --internode-gbps"
         )
-    return min(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))
+    kept = next((offer for offer in fitting if offer.name == preferred), None)
+    return kept or min(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))

@@ -197,3 +197,12 @@ def test_a_model_that_cannot_be(tmp_path: Path, key: str, value: object) -> None
     spoilt = document()
     spoilt["model"]["config"][key] = value
     refused(written(tmp_path, json.dumps(spoilt)))
+
+
+def test_the_plans_own_choice_is_possible_at_the_same_cost() -> None:
+    """What a choice leaves open stays as planned, the offer included: asking for the plan itself breaks nothing."""
+    plan = trainplan.plan("llama-3-8b", gpus="h100", max_gpus=2)
+    planned = plan.to_dict()["decision"]
+    answer = why_not(plan.candidate.setting.model, plan.request, planned, num_gpus=planned["gpus"])
+    assert answer.broken == ()
+    assert answer.dearer_usd == pytest.approx(0, abs=1e-6)
