@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,6 @@ from .candidate import Candidate, Constraint, constraints
 from .compute import model_flops_per_token
 from .emit.deepspeed import ds_config
 from .evaluate import evaluate
-from .hardware import Offer
 from .ledger import Device, Entry, Ledger
 from .memory import GpuMemory, StoreMemory
 from .program import Certificate
@@ -430,8 +429,3 @@ def no_plan_document(
         "dropped": dropped,
         "request": request.to_dict(),
     }
-
-
-def offers_seen(offers: Iterable[Offer]) -> int:
-    """How many offers a search looked at."""
-    return len({o.name for o in offers})
