@@ -12,6 +12,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 ARGS ?= --model 70b --gpus a100-80 --budget
 PYTEST_ARGS ?=
+GPU_ARGS ?=
 
 PLAN_ENV := .venv
 TEST_ENV := build/env-test
@@ -73,6 +74,10 @@ wheel: $(TEST_ENV)/.project ## install the built wheel alone and use it
 .PHONY: bench
 bench: $(TEST_ENV)/.project ## time the program
 	$(TEST)/python tests/bench/run.py
+
+.PHONY: evidence-gpu
+evidence-gpu: $(TEST_ENV)/.project ## measure memory on a GPU: make evidence-gpu GPU_ARGS="--list" needs none
+	$(TEST)/python -m tests.evidence $(GPU_ARGS)
 
 .PHONY: lock
 lock: ## write constraints.txt anew from what installs today
