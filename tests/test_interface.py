@@ -16,7 +16,7 @@ from trainplan.cli.main import COMMANDS, SUMMARIES
 from trainplan.cli.page import commands, page
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPORTS = ["__version__", "estimate", "load_model", "plan"]
+EXPORTS = ["__version__", "estimate", "load_model", "plan", "trace"]
 PLAN = [
     "--model",
     "--params",
@@ -97,6 +97,27 @@ OPTIONS = {
         "--offload-optimizer",
         "--offload-parameters",
         "--checkpointing",
+        "--json",
+    ],
+    "trainplan trace": [
+        "--model",
+        "--params",
+        "--layers",
+        "--hidden",
+        "--heads",
+        "--kv-heads",
+        "--intermediate",
+        "--vocab",
+        "--seq-len",
+        "--method",
+        "--micro-batch",
+        "--micro-steps",
+        "--checkpointing",
+        "--attention",
+        "--loss",
+        "--precision",
+        "--lora-rank",
+        "--lora-targets",
         "--json",
     ],
     "trainplan models": [],

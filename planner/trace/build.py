@@ -114,8 +114,8 @@ def adapted(whole: Any, adapters: Adapters) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=adapters.rank, lora_alpha=adapters.rank, lora_dropout=adapters.dropout, bias="none", task_type="CAUSAL_LM",
-        target_modules=list(adapters.targets) or linear_names(whole),
+        r=adapters.rank, lora_alpha=2 * adapters.rank, lora_dropout=adapters.dropout, bias="none",
+        target_modules=list(adapters.targets) or linear_names(whole), task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(whole, config, autocast_adapter_dtype=False)
 

@@ -53,4 +53,5 @@ def chunked_loss(model: Any, inputs: Any, chunk: int) -> Any:
     hidden = model.get_decoder()(input_ids=inputs, use_cache=False)[0]
     labels = functional.pad(inputs, (0, 1), value=IGNORED)[..., 1:].contiguous()
     weight = model.get_output_embeddings().weight
+    hidden = hidden.to(weight.dtype)  # Mamba's residual is fp32: modeling_mamba.py, MambaForCausalLM.forward
     return _FusedLinearCrossEntropy.apply(hidden.view(-1, hidden.shape[-1]), weight, labels.view(-1), chunk)

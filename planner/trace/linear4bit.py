@@ -86,13 +86,9 @@ def quantise(model: Any, dtype: Any) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child is not head and (type(child) is nn.Linear or isinstance(child, Conv1D)):
-                fans = (
-                    tuple(child.weight.shape) if isinstance(child, Conv1D) else (child.in_features, child.out_features)
-                )
-                setattr(parent, name, TracedLinear4bit(child, *fans, dtype))
+                fan_in, fan_out = child.weight.shape if isinstance(child, Conv1D) else reversed(child.weight.shape)
+                setattr(parent, name, TracedLinear4bit(child, fan_in, fan_out, dtype))
     model.is_loaded_in_4bit = True
-    for (
-        module
-    ) in model.modules():  # quantizers/base.py ``_assign_is_quantized``: Jamba then calls its step's projection
+    for module in model.modules():  # as quantizers/base.py ``_assign_is_quantized``: Jamba asks for it
         if hasattr(module, "config"):
             module.config._is_quantized = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import Category
 from .memo import Memo
 from .workspace import WORKSPACES
+
+
+def owner(name: str) -> str:
+    """The module that a parameter or buffer belongs to."""
+    return name.rpartition(".")[0]
+
 
 META = torch.device("meta").type
 
@@ -73,9 +80,11 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[misc]  # reason: torch is
         """What follows belongs to this phase."""
         self.phases.append((name, len(self.events)))
 
-    def tag(self, tensor: Any, category: Category, operation: str = "", module: str = "") -> None:
+    def tag(self, tensor: Any, category: Category, operation: str = "", module: str = "") -> Storage:
         """Say what a tensor's storage is."""
-        self._record(tensor, operation, module).category = category
+        record = self._record(tensor, operation, module)
+        record.category = category
+        return record
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and note its results; an operator that fails stays named in ``doing``."""
@@ -129,16 +138,17 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[misc]  # reason: torch is
     def watch_gradients(self, model: Any) -> None:
         """Tag each parameter's gradient: when autograd hands it over, and what the parameter keeps of it."""
 
-        def arrived(gradient: Any) -> None:
-            self.tag(gradient, Category.GRADIENTS)
-
-        def accumulated(parameter: Any) -> None:
-            self.tag(parameter.grad, Category.GRADIENTS)
-
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.register_hook(arrived)
-                parameter.register_post_accumulate_grad_hook(accumulated)
+                parameter.register_hook(partial(self._gradient, owner(name)))
+                parameter.register_post_accumulate_grad_hook(partial(self._accumulated, owner(name)))
+
+    def _gradient(self, module: str, gradient: Any) -> None:
+        record = self.tag(gradient, Category.GRADIENTS)
+        record.module = record.module or module
+
+    def _accumulated(self, module: str, parameter: Any) -> None:
+        self._gradient(module, parameter.grad)
 
     @contextmanager
     def naming(self, model: Any) -> Iterator[None]:

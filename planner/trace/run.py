@@ -15,7 +15,7 @@ from . import Category, Subject, Trace
 from .build import built, quiet
 from .chunked_loss import chunked_loss
 from .gpu import dispatched
-from .live import LiveStorages
+from .live import LiveStorages, owner
 from .summary import summarised
 
 MOMENTS = 2  # Adam
@@ -50,10 +50,10 @@ def _untraceable(subject: Subject, live: LiveStorages, error: Exception) -> str:
 
 def step(model: Any, subject: Subject, live: LiveStorages) -> None:
     """Forward, loss and backward of every micro-step, then the optimizer."""
-    for parameter in model.parameters():
-        live.tag(parameter, Category.PARAMETERS, "parameter")
-    for buffer in model.buffers():
-        live.tag(buffer, Category.BUFFERS, "buffer")
+    for name, parameter in model.named_parameters():
+        live.tag(parameter, Category.PARAMETERS, "parameter", owner(name))
+    for name, buffer in model.named_buffers():
+        live.tag(buffer, Category.BUFFERS, "buffer", owner(name))
     inputs = torch.zeros((subject.micro_batch, subject.seq_len), dtype=torch.long, device="meta")
     live.tag(inputs, Category.INPUTS, "input")
     live.watch_gradients(model)

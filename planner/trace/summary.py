@@ -17,7 +17,7 @@ from .live import LiveStorages, Storage
 
 ACTIVATIONS = frozenset({Category.SAVED, Category.TEMPORARIES})
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-WRAPPERS = re.compile(r"^(base_model\.model\.|_orig_mod\.)+")
+WRAPPER = re.compile(r"^base_model\.model(\.|$)")  # peft's
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def module_kind(name: str) -> str:
     >>> module_kind("model.layers.31.mlp.down_proj"), module_kind("base_model.model.lm_head")
     ('model.layers.*.mlp.down_proj', 'lm_head')
     """
-    return NUMBER.sub("*", WRAPPERS.sub("", name))
+    return NUMBER.sub("*", WRAPPER.sub("", name))
 
 
 def operation_name(operation: Any) -> str:

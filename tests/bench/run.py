@@ -34,6 +34,16 @@ COMMANDS: Sequence[tuple[str, float]] = (
     ("--model llama-3-8b --gpus any --method qlora --json", ANY_S),
 )
 COPIES = (1, 2, 4)
+TRACES: Sequence[tuple[str, float]] = (("llama-3.1-8b", 1.0), ("llama-3.1-405b", 10.0))  # limits in seconds
+TRACE_RSS_GIB = 2.0  # the limit of each
+TRACE = """
+import resource, sys
+import trainplan
+from trainplan.planner.units import GIB
+trainplan.trace("smollm2-135m", seq_len=128)  # imports torch, transformers and the family's module
+found = trainplan.trace(sys.argv[1], seq_len=4096).trace
+print(found.operations, found.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB)
+"""
 MAX_GPUS = (8, 64, 256, 1024)
 RANGE_BATCH = 1024  # sequences; every power of two up to the largest range divides it
 
@@ -61,7 +71,7 @@ def main() -> None:
     print(f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.2f}: other work makes every figure larger\n")
     with tempfile.TemporaryDirectory(prefix="trainplan-bench-") as folder:
         print(commands(Path(folder)))
-    for part in (calls, offers, gpu_range):
+    for part in (calls, offers, gpu_range, traces):
         print(f"\n{part()}")
 
 
@@ -118,6 +128,20 @@ def gpu_range() -> str:
     requests = [Request(gpus=("any",), max_gpus=most, global_batch=RANGE_BATCH) for most in MAX_GPUS]
     cases = [(f"--max-gpus {request.max_gpus}", request, offers_for(request)) for request in requests]
     return growth(f"search by GPU range, global batch {RANGE_BATCH}", cases)
+
+
+def traces() -> str:
+    """Whole models traced, each in a new process whose imports are not counted."""
+    rows = []
+    for model, limit_s in TRACES:
+        command = [sys.executable, "-c", TRACE, model]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        operations, seconds, gib = (float(word) for word in done.stdout.split())
+        each_us = f"{1e6 * seconds / operations:.0f}"
+        cells = (f"{operations:,.0f}", each_us, seconds_text(seconds), seconds_text(limit_s), f"{gib:.2f}")
+        rows.append((model, *cells, ratio_text(seconds, limit_s)))
+    header = ("trace", "operators", "us each", "s", "limit s", f"GiB, limit {TRACE_RSS_GIB:g}", "of the limit")
+    return table(rows, header=header, align="lrrrrrr")
 
 
 def growth(title: str, cases: Sequence[tuple[str, Request, Sequence[Offer]]]) -> str:
