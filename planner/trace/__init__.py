@@ -82,6 +82,7 @@ class Trace:
     peak_phase: str
     peak_operation: str
     workspace_peak_bytes: int  # everything, workspaces inside attention kernels included
+    reserved_peak_bytes: Mapping[str, int]  # what PyTorch's allocator would hold: "expandable" segments, or "native"
     operations: int
     seconds: float
 

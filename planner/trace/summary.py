@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..allocator import FREE, replay
 from ..model import Model
 from . import Alive, Category, Subject, Trace
 from .live import LiveStorages, Storage
@@ -50,9 +51,24 @@ def summarised(live: LiveStorages, subject: Subject, *, seconds: float) -> Trace
         peak_phase=phase,
         peak_operation=operation_name(live.events[peaks[phase].at - 1].operation),
         workspace_peak_bytes=max(peaks[phase].bytes, *(everything[i] + inside for i, inside in live.workspaces), 0),
+        reserved_peak_bytes={name: reserved(live.events, name) for name in ("expandable", "native")},
         operations=live.operations,
         seconds=seconds,
     )
+
+
+def reserved(events: Sequence[Storage], mode: str) -> int:
+    """Peak of what the caching allocator holds for these births and deaths."""
+    return replay(_requests(events), expandable=mode == "expandable").peak_reserved
+
+
+def _requests(events: Sequence[Storage]) -> Iterator[tuple[int, int]]:
+    """Every birth as a request, every death as its return."""
+    born: set[int] = set()
+    for storage in events:
+        key = id(storage)
+        yield key, FREE if key in born else storage.bytes
+        born.add(key)
 
 
 def _settle(events: Iterable[Storage], subject: Subject) -> None:

@@ -36,6 +36,7 @@ def trace_document(trace: Trace, rows: Sequence[Row], subject: Subject, note: st
         "peak_bytes": dict(trace.peak_bytes),
         "activation_peak_bytes": dict(trace.activation_peak_bytes),
         "workspace_peak_bytes": trace.workspace_peak_bytes,
+        "reserved_peak_bytes": dict(trace.reserved_peak_bytes),
         "parameter_bytes": trace.parameter_bytes,
         "buffer_bytes": trace.buffer_bytes,
         "gradient_bytes": trace.gradient_bytes,
@@ -87,6 +88,11 @@ def _head(document: dict[str, Any]) -> str:
     ]
     if document["model"]["note"]:
         lines.insert(1, f"  model     {document['model']['note']}")
+    held = document["reserved_peak_bytes"]
+    lines.append(
+        f"  reserved  {_gib(held['expandable'])} GiB by PyTorch's allocator with expandable segments, "
+        f"{_gib(held['native'])} without (replayed)"
+    )
     if inside > 0:
         lines.append(f"  besides   {_gib(inside)} GiB inside attention kernels at their fullest")
     return "\n".join(lines)

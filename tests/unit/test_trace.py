@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from trainplan.planner.allocator import LARGE_SEGMENT_BYTES
 from trainplan.planner.architectures import build_model
 from trainplan.planner.computation import Adapters, AttentionImplementation, Computation
 from trainplan.planner.errors import InputError
@@ -162,3 +163,11 @@ def test_sizes_are_bounded(changes: dict[str, Any], message: str) -> None:
     """Absurd sizes are refused before anything is built."""
     with pytest.raises(InputError, match=message):
         traced(**changes)
+
+
+def test_the_allocator_holds_at_least_what_is_alive() -> None:
+    """Segments are whole, so that reserved memory is the peak or more; expandable ones are no worse but for a page."""
+    found = traced()
+    held, peak = found.reserved_peak_bytes, max(found.peak_bytes.values())
+    assert peak <= held["expandable"] <= held["native"] + 2 * LARGE_SEGMENT_BYTES
+    assert held["native"] >= peak
