@@ -16,7 +16,7 @@ from trainplan.cli.main import COMMANDS, SUMMARIES
 from trainplan.cli.page import commands, page
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPORTS = ["__version__", "estimate", "load_model", "plan", "trace"]
+EXPORTS = ["__version__", "estimate", "load_model", "plan", "trace", "validate"]
 PLAN = [
     "--model",
     "--params",
@@ -120,6 +120,7 @@ OPTIONS = {
         "--lora-targets",
         "--json",
     ],
+    "trainplan validate": ["--grades", "--good-rows", "--json"],
     "trainplan models": [],
     "trainplan models list": ["--json"],
     "trainplan models search": ["--json"],

@@ -5,6 +5,7 @@ Seconds depend on the machine, so each stands beside its limit, and growth is sh
 
 from __future__ import annotations
 
+import csv
 import os
 import statistics
 import subprocess
@@ -24,6 +25,8 @@ from trainplan.planner.request import Request
 from trainplan.planner.search import Demand, explore
 from trainplan.strategies.space import Choices, families
 
+MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured_fit.csv"
+ROWS, VALIDATE_S = 1000, 5.0  # of a table of measurements, and their limit
 RUNS = 5
 HELP_S, SINGLE_S, ANY_S = 0.2, 1.0, 3.0  # limits: --help, one GPU type, all GPU types
 MODEL = "70b"
@@ -71,7 +74,7 @@ def main() -> None:
     print(f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.2f}: other work makes every figure larger\n")
     with tempfile.TemporaryDirectory(prefix="trainplan-bench-") as folder:
         print(commands(Path(folder)))
-    for part in (calls, offers, gpu_range, traces):
+    for part in (calls, validations, offers, gpu_range, traces):
         print(f"\n{part()}")
 
 
@@ -104,6 +107,23 @@ def calls() -> str:
     found = [(name, timed(call)) for name, call in cases]
     rows = [(name, seconds_text(t.first_s), seconds_text(t.median_s)) for name, t in found]
     return table(rows, header=("in one process", "first s", f"median of {RUNS} more, s"), align="lrr")
+
+
+def validations() -> str:
+    """A table of measurements: the published runs, and some again with other numbers of micro-steps."""
+    header, *lines = MEASURED.read_text(encoding="utf-8").splitlines()[1:]
+    at = header.split(",").index("grad_accum")
+    rows = [*csv.reader(lines), *([*cells[:at], "2", *cells[at + 1 :]] for cells in csv.reader(lines))][:ROWS]
+    with tempfile.TemporaryDirectory(prefix="trainplan-bench-") as folder:
+        path = Path(folder) / "measured.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows((header.split(","), *rows))
+        found = timed(lambda: trainplan.validate(str(path)))
+    cells = (found.first_s, found.median_s, VALIDATE_S)
+    row = (f"validate, {len(rows):,} rows", *map(seconds_text, cells), ratio_text(found.first_s, VALIDATE_S))
+    return table(
+        [row], header=("in one process", "first s", "median s", "limit s", "first of the limit"), align="lrrrr"
+    )
 
 
 def offers() -> str:

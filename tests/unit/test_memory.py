@@ -8,9 +8,17 @@ import pytest
 from trainplan.planner import catalog
 from trainplan.planner.computation import Computation
 from trainplan.planner.hardware import Node
-from trainplan.planner.ledger import ALWAYS, Device, Entry, Item, Ledger, Phase, Tensors
-from trainplan.planner.memory import fixed_device_bytes, gpu_memory, host_memory, nvme_memory
-from trainplan.planner.overheads import overhead
+from trainplan.planner.ledger import ALWAYS, Certainty, Device, Entry, Item, Ledger, Phase, Tensors
+from trainplan.planner.memory import (
+    Allocator,
+    Band,
+    fixed_device_bytes,
+    gpu_memory,
+    host_memory,
+    memory_of,
+    nvme_memory,
+)
+from trainplan.planner.overheads import Overhead, overhead
 from trainplan.planner.units import GIB
 
 from ..tiny import machines
@@ -25,15 +33,93 @@ def node(host_gib: int | None) -> Node:
 
 
 def test_the_three_numbers() -> None:
-    """reserved = allocated (1 + f); device = reserved + context + communicators; upper ends bound."""
+    """reserved = allocated (1 + f); device = reserved + context + communicators; what steps need decides what fits."""
     ledger = EMPTY.plus(Entry(Item.WEIGHTS, Device.GPU, 10 * GIB, ALWAYS, ""))
     memory = gpu_memory(ledger, GPU, 8)
     share, fixed = overhead("fragmentation"), (overhead("context"), overhead("collectives"))
     assert memory.allocated_bytes == 10 * GIB
     assert memory.reserved_bytes == round(10 * GIB * (1 + share.point))
     assert memory.device_bytes == memory.reserved_bytes + round(sum(x.point for x in fixed) * GIB)
-    assert memory.upper_bound_bytes == round(10 * GIB * (1 + share.upper)) + round(sum(x.upper for x in fixed) * GIB)
+    needed = round(10 * GIB * (1 + overhead("needed").upper))
+    assert memory.upper_bound_bytes == needed + round(sum(x.upper for x in fixed) * GIB)
     assert memory.allocated_bytes < memory.reserved_bytes < memory.device_bytes < memory.upper_bound_bytes
+
+
+# 10 GiB that last through the step, and 10 that come and go: 20 allocated.
+COMES_AND_GOES = EMPTY.plus(
+    Entry(Item.WEIGHTS, Device.GPU, 10 * GIB, ALWAYS, ""),
+    Entry(Item.SAVED, Device.GPU, 10 * GIB, (Phase.FORWARD, Phase.LOSS), ""),
+)
+ROOMY = 200 * GIB
+
+
+@pytest.mark.parametrize(
+    ("allocator", "name", "moving"),
+    [
+        (Allocator.EXPANDABLE, "fragmentation", 20),
+        (Allocator.NATIVE, "fragmentation_native", 20),
+        (Allocator.VARYING, "fragmentation_varying", 10),
+    ],
+)
+def test_what_an_allocator_keeps(allocator: Allocator, name: str, moving: int) -> None:
+    """A share of what is allocated, of varying lengths a share of what comes and goes, on a card with room for it."""
+    memory = memory_of(COMES_AND_GOES, ROOMY, communicators=2, allocator=allocator)
+    share, context, each = overhead(name), overhead("context"), overhead("collectives")
+    assert memory.allocated == Band(20 * GIB, 20 * GIB, 20 * GIB)
+    kept = [round(GIB * (20 + moving * part)) for part in (share.low, share.point, share.upper)]
+    assert memory.reserved == Band(*kept)
+    fixed = [round(GIB * (x + 2 * y)) for x, y in zip(ends(context), ends(each), strict=True)]
+    assert memory.device == Band(*(a + b for a, b in zip(kept, fixed, strict=True)))
+
+
+def ends(figure: Overhead) -> tuple[float, float, float]:
+    """A figure's range."""
+    return figure.low, figure.point, figure.upper
+
+
+def test_shares_of_the_three_allocators() -> None:
+    """Expandable segments keep the least; what steps cannot do without is less still."""
+    names = ("needed", "fragmentation", "fragmentation_native", "fragmentation_varying")
+    assert [overhead(n).point for n in names] == sorted(overhead(n).point for n in names)
+    for name in names:
+        assert overhead(name).low <= overhead(name).point <= overhead(name).upper
+
+
+def test_cache_does_not_exceed_the_card() -> None:
+    """On 25 GiB, varying lengths would keep 40: given back before an out-of-memory, they fill what there is."""
+    memory = memory_of(COMES_AND_GOES, 25 * GIB, communicators=0, allocator=Allocator.VARYING)
+    room = 25 * GIB - fixed_device_bytes(1, upper=False)
+    assert (memory.reserved.point, memory.reserved.upper) == (room, room)
+    assert memory.device.point == 25 * GIB
+    assert memory.device.upper == 25 * GIB
+    assert memory.fits
+
+
+def test_tensors_may_exceed_the_card() -> None:
+    """20 GiB of tensors on 16: nothing hides that they do not fit."""
+    memory = memory_of(COMES_AND_GOES, 16 * GIB, communicators=0)
+    assert memory.reserved.point == 20 * GIB
+    assert memory.device.point > 16 * GIB
+    assert not memory.fits
+
+
+def test_the_allocator_does_not_decide_what_fits() -> None:
+    """Cache is no need: the same bound under all three."""
+    bounds = {
+        memory_of(COMES_AND_GOES, ROOMY, communicators=1, allocator=allocator).upper_bound_bytes
+        for allocator in Allocator
+    }
+    assert len(bounds) == 1
+
+
+@pytest.mark.parametrize("certainty", Certainty)
+def test_ranges_follow_certainty(certainty: Certainty) -> None:
+    """A line is expected within the margin of how it is known; exact lines have none."""
+    ledger = EMPTY.plus(Entry(Item.SAVED, Device.GPU, 10 * GIB, ALWAYS, "", certainty))
+    band = memory_of(ledger, ROOMY, communicators=0).allocated
+    assert band.point == 10 * GIB
+    assert band.upper - band.point == band.point - band.low
+    assert (band.upper == band.low) is (certainty is Certainty.EXACT)
 
 
 def test_one_gpu_has_no_communicators() -> None:
