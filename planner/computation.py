@@ -54,6 +54,24 @@ def default_targets(model: Model) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """Whose implementation runs: transformers' own modules by default, or fused kernels of a training framework.
+
+    Args:
+        fused: norms keep their input as it came, gated activations gate and up alone (Transformer Engine, Apex, Liger).
+        quantized_input: 4-bit layers keep their input for the backward pass (bitsandbytes before 0.43).
+        sequence_shards: ranks over which norms and residuals are cut (Megatron's sequence parallelism).
+        logit_bytes: of each logit while the loss is computed, between forward and backward, and in its backward;
+            (): transformers' own cross-entropy.
+    """
+
+    fused: bool = False
+    quantized_input: bool = False
+    sequence_shards: int = 1
+    logit_bytes: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Computation:
     """The part of a stack that decides activations and compute; strategies replace its fields."""
 
@@ -64,6 +82,8 @@ class Computation:
     checkpointed_layers: int = 0  # the FIRST k of L layers keep only their input
     checkpoints_on_host: bool = False
     loss_chunk: int = 0  # tokens per chunk of the cross-entropy; 0: all logits at once, as transformers does
+    padded: bool = False  # sequences of unequal length with a mask; False: packed, all of them full
+    kernels: Kernels = Kernels()  # whose implementation of the layers runs
 
 
 def effective_attention(model: Model, chosen: AttentionImplementation) -> AttentionImplementation:

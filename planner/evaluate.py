@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .activations import LayerSums, certainty, constant_bytes, head_saved_bytes, layer_sums, loss_bytes
+from .activations import LayerSums, certainty, constant_bytes, forward_bytes, head_saved_bytes, layer_sums, loss_bytes
 from .computation import Computation
 from .ledger import ALWAYS, BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from .model import Model
@@ -41,6 +41,7 @@ def activation_entries(model: Model, computation: Computation, seq_len: int, mic
     sums = layer_sums(model, computation, seq_len, micro_batch)
     loss = loss_bytes(model, computation, seq_len, micro_batch)
     head = head_saved_bytes(model, computation, seq_len, micro_batch)
+    forward = forward_bytes(model, computation, seq_len, micro_batch)
     constant = constant_bytes(model, computation, seq_len, micro_batch)
     known = certainty(model)
     where = Device.HOST if computation.checkpoints_on_host else Device.GPU
@@ -62,6 +63,12 @@ def activation_entries(model: Model, computation: Computation, seq_len: int, mic
         line(Item.SEGMENT, sums.segment, (Phase.RECOMPUTE,), f"one recomputed layer and its temporaries, {tokens}"),
         line(Item.TRANSIENT, sums.transient, (Phase.BACKWARD,), f"backward of one layer, {tokens}"),
         line(Item.SEGMENT, sums.first, (Phase.BACKWARD_END,), f"first layer and its temporaries, {tokens}"),
+        line(
+            Item.FORWARD,
+            max(0, forward - sums.saved - (0 if where is Device.HOST else sums.checkpoints) - head),
+            (Phase.FORWARD,),
+            f"forward pass of one layer, {tokens}",
+        ),
         line(Item.HEAD, head, (Phase.FORWARD, Phase.LOSS), tokens),
         line(Item.LOGITS, max(loss.forward, loss.backward), (Phase.LOSS,), f"vocabulary {model.vocab:,}, {tokens}"),
         line(Item.CONSTANTS, constant, COMPUTING, tokens),

@@ -86,6 +86,7 @@ class Item(Enum):
     CHECKPOINTS = ("activation checkpoints", "A2")
     SEGMENT = ("recomputed segment", "A3")
     TRANSIENT = ("backward temporaries of one layer", "A4")
+    FORWARD = ("forward temporaries of one layer", "A4")
     LOGITS = ("logits and loss", "A5")
     HEAD = ("final norm and head input", "A6")
     CONSTANTS = ("rotary tables and masks", "A7")

@@ -140,6 +140,7 @@ class Block:
     post_norm: bool = False  # OLMo-2: norms after the sub-layers only
     parallel_residual: bool = False  # NeoX, GPT-J, Phi, Falcon
     hidden_dropout: float = 0.0  # GPT-2, OPT
+    fp32_residual: bool = False  # the residual is kept in fp32 from the first layer's output on (Mamba)
     attention: Attention | None = None
     mlp: Mlp | None = None
     ssm: StateSpace | None = None

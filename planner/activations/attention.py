@@ -34,9 +34,9 @@ class Kernel(Enum):
     EAGER = "eager"
 
 
-def masked(attention: Attention, seq_len: int) -> bool:
-    """A window shorter than the sequence, or a family's habit, makes transformers hand SDPA a mask."""
-    return attention.dense_mask or 0 < attention.window <= seq_len
+def masked(attention: Attention, recipe: Recipe, seq_len: int) -> bool:
+    """Padding, a window shorter than the sequence, or a family's habit makes transformers hand SDPA a mask."""
+    return recipe.padded or attention.dense_mask or 0 < attention.window <= seq_len
 
 
 def kernel(attention: Attention, recipe: Recipe, seq_len: int) -> Kernel:
@@ -47,10 +47,10 @@ def kernel(attention: Attention, recipe: Recipe, seq_len: int) -> Kernel:
     if recipe.eager or attention.eager_only:
         return Kernel.EAGER
     half = recipe.element < FP32
-    if not half and attention.kv_heads != attention.heads and not masked(attention, seq_len):
+    if not half and attention.kv_heads != attention.heads and not masked(attention, recipe, seq_len):
         return Kernel.EAGER
     fits = half and attention.head_dim <= LARGEST_FLASH_HEAD and attention.kind is AttentionKind.SOFTMAX
-    return Kernel.FLASH if fits and not masked(attention, seq_len) else Kernel.EFFICIENT
+    return Kernel.FLASH if fits and not masked(attention, recipe, seq_len) else Kernel.EFFICIENT
 
 
 def attention_kept(block: Block, recipe: Recipe, seq_len: int, micro_batch: int) -> Kept:
@@ -65,7 +65,7 @@ def attention_kept(block: Block, recipe: Recipe, seq_len: int, micro_batch: int)
     if chosen is Kernel.EAGER:
         return norms + _eager(block, attention, recipe, alone=micro_batch == 1)
     if chosen is Kernel.EFFICIENT:
-        return norms + _efficient(block, attention, recipe, masked(attention, seq_len))
+        return norms + _efficient(block, attention, recipe, masked(attention, recipe, seq_len))
     return norms + _flash(block, attention, recipe)
 
 

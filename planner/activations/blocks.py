@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from ..model import Block, NormStyle
 from .attention import attention_kept
-from .inputs import Role, adapted, kept_inputs
+from .inputs import Reader, Role, adapted, kept_inputs
 from .kept import BOOL, FP32, Kept, Recipe
 from .mlp import mlp_kept
 from .norms import LAYER_STATISTICS, norm_per_token, rms_per_token
@@ -23,7 +23,11 @@ from .ssm import mixer_kept
 @lru_cache(maxsize=4096)
 def block_kept(block: Block, recipe: Recipe, seq_len: int, micro_batch: int) -> Kept:
     """All that one layer keeps; the sequence's length decides whether a window needs a mask."""
-    parts = (attention_kept(block, recipe, seq_len, micro_batch), mlp_kept(block, recipe), mixer_kept(block, recipe))
+    parts = (
+        attention_kept(block, recipe, seq_len, micro_batch),
+        mlp_kept(block, recipe),
+        mixer_kept(block, recipe, seq_len, micro_batch),
+    )
     return sum(parts, _around(block, recipe))
 
 
@@ -31,7 +35,8 @@ def _around(block: Block, recipe: Recipe) -> Kept:
     """Norms, the inputs of the first projections, dropout of what is added to the residual."""
     dropped = BOOL * recipe.hidden * (bool(block.attention) + bool(block.mlp)) if block.hidden_dropout else 0
     one_plus_weight = FP32 * recipe.hidden * block.norms if block.norm is NormStyle.RMS_FP32 else 0  # Gemma's 1 + w
-    return Kept(per_token=_norms(block, recipe) + first_inputs(block, recipe) + dropped, fixed=one_plus_weight)
+    whole = _norms(block, recipe) + first_inputs(block, recipe) + dropped
+    return Kept(per_token=-(-whole // recipe.sequence_shards), fixed=one_plus_weight)
 
 
 def _norms(block: Block, recipe: Recipe) -> int:
@@ -76,10 +81,17 @@ def unneeded_in_first(block: Block, recipe: Recipe) -> int:
     if adapters is None or block.post_norm:
         return 0
     readers = adapted(block, recipe)
-    masks = sum(BOOL * r.weight.fan_in for r in readers if r.role is Role.ATTENTION_IN) if adapters.dropout > 0 else 0
+    if block.ssm is not None and all(r.role is not Role.MIXER for r in readers):  # Jamba: the MLP's come first
+        return 2 * _norms(block, recipe) // block.norms + mixer_kept(block, recipe, 1, 1).per_token
+    masks = sum(BOOL * r.weight.fan_in for r in readers if reads_first(r)) if adapters.dropout > 0 else 0
     if block.norm is not NormStyle.LAYER:
         return rms_per_token(block.norm, recipe.hidden, 1, recipe) + masks
     norms = block.norms if block.parallel_residual else 1
     aside = block.parallel_residual and not any("mlp" in r.weight.name for r in readers)
     mlp = mlp_kept(block, recipe).per_token if aside else 0
     return recipe.element * recipe.hidden + LAYER_STATISTICS * norms + masks + mlp
+
+
+def reads_first(reader: Reader) -> bool:
+    """Whether a projection reads the first norm's output."""
+    return reader.role is Role.ATTENTION_IN or "in_proj" in reader.weight.name

@@ -59,8 +59,11 @@ def kept_inputs(block: Block, role: Role, recipe: Recipe, *, width: int, already
     adapters = adapted(block, recipe)
     weights = [r for r in adapters if r.role is role]
     inner = recipe.element * recipe.adapters.rank * len(weights)
+    read = recipe.element * width if recipe.keeps_inputs and not already else 0
     if recipe.adapters.dropout > 0:
-        return inner + sum((BOOL + recipe.element) * r.weight.fan_in for r in weights)
+        return inner + read + sum((BOOL + recipe.element) * r.weight.fan_in for r in weights)
+    if read:
+        return inner + read
     shared = {r.place: r.weight.fan_in for r in weights}
     return inner + (0 if already else recipe.element * sum(shared.values()))
 
@@ -100,7 +103,8 @@ def _module_readers(block: Block, module: str, weights: list[Parameter]) -> list
     if "attn" in module or "attention" in module:
         return [_attention_reader(w, last=w is weights[-1]) for w in weights]
     if block.ssm is not None and ("mixer" in module or "mamba" in module):
-        return [Reader(Role.MIXER, w.name, w) for w in weights]
+        called = ("in_proj", "x_proj", "out_proj") if block.mlp else ("in_proj",)
+        return [Reader(Role.MIXER, w.name, w) for w in weights if w.name.split(".")[-2] in called]
     shared = block.parallel_residual and block.norms == 1
     inside = Role.ATTENTION_IN if shared else Role.MLP_IN
     return [Reader(Role.PRODUCT, w.name, w) if _closes(w, weights) else Reader(inside, "", w) for w in weights]

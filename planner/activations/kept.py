@@ -48,6 +48,17 @@ class Recipe:
     element: int  # e: bytes of an activation
     eager: bool  # materialised scores
     adapters: Adapters | None  # None: every weight is trained
+    fused: bool = False  # norms and gated activations keep what one kernel each needs
+    keeps_inputs: bool = False  # frozen layers keep what they read
+    sequence_shards: int = 1  # ranks over which norms and residuals are cut
+    family: str = ""  # transformers' model_type
+    quantized: bool = False  # linear layers in NF4
+    padded: bool = False  # every attention reads a mask
+
+    @property
+    def plain(self) -> bool:
+        """transformers' own kernels, all of a layer on one rank."""
+        return not self.fused and not self.keeps_inputs and self.sequence_shards == 1
 
     @property
     def full(self) -> bool:
@@ -67,4 +78,10 @@ def recipe(model: Model, computation: Computation) -> Recipe:
         element=computation.precision.bytes,
         eager=effective_attention(model, computation.attention) is AttentionImplementation.EAGER,
         adapters=computation.adapters,
+        fused=computation.kernels.fused,
+        keeps_inputs=computation.quantized and computation.kernels.quantized_input,
+        sequence_shards=computation.kernels.sequence_shards,
+        family=model.family,
+        quantized=computation.quantized,
+        padded=computation.padded,
     )

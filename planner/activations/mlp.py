@@ -30,6 +30,7 @@ LARGEST_PLAIN_KEPT = max(PLAIN_KEPT.values())  # for an activation that is not l
 # Tensors of f elements that a gated pair keeps, the product not counted.
 GATED_KEPT = {"swiglu_clamped": 6}  # gpt-oss: gate and up, clamped gate, sigmoid, gated gate, 1 + up
 USUAL_GATED_KEPT = 3  # gate, activation, up
+FUSED_GATED_KEPT = 2  # Megatron-LM core/fusions/fused_bias_swiglu.py saves its input, gate and up joined
 
 
 def mlp_kept(block: Block, recipe: Recipe) -> Kept:
@@ -41,28 +42,31 @@ def mlp_kept(block: Block, recipe: Recipe) -> Kept:
 
 
 def _dense(block: Block, mlp: Mlp, width: int, recipe: Recipe) -> int:
-    own = recipe.element * kept_by_activation(mlp) * width
+    own = recipe.element * kept_by_activation(mlp, fused=recipe.fused) * width
     already = mlp.kind is MlpKind.PLAIN and mlp.activation == "relu"
     result = recipe.element * width if already else 0
     return own + result + kept_inputs(block, Role.PRODUCT, recipe, width=width, already=already)
 
 
-def kept_by_activation(mlp: Mlp) -> int:
-    """Tensors of f elements kept for the activation's (and the gate's) backward.
+def kept_by_activation(mlp: Mlp, *, fused: bool = False) -> int:
+    """Tensors of f elements kept for the activation's (and the gate's) backward; fused: gate and up alone.
 
     >>> kept_by_activation(Mlp(kind=MlpKind.GATED, activation="silu", intermediate=1))
     3
     """
     if mlp.kind is MlpKind.GATED:
+        if fused:
+            return FUSED_GATED_KEPT
         return GATED_KEPT.get(mlp.activation, USUAL_GATED_KEPT)
     return PLAIN_KEPT.get(mlp.activation, LARGEST_PLAIN_KEPT)
 
 
 def _mixture(block: Block, mlp: Mlp, recipe: Recipe) -> Kept:
     rows, hidden = mlp.experts_per_token, recipe.hidden
+    activation = kept_by_activation(mlp, fused=recipe.fused) * mlp.intermediate
     row = (
         recipe.trained(recipe.element * (hidden + mlp.intermediate))  # gathered input, product
-        + recipe.element * (kept_by_activation(mlp) * mlp.intermediate + hidden)  # activation, expert's output
+        + recipe.element * (activation + hidden)  # activation, expert's output
         + (FP32 if mlp.routing_fp32 else recipe.element)  # routing weight
         + 3 * INT64  # token of the row, its expert's order, the inverse permutation
     )

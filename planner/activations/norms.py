@@ -21,6 +21,8 @@ def rms_per_token(style: NormStyle, elements: int, rows: int, recipe: Recipe) ->
     >>> rms_per_token(NormStyle.RMS, 4096, 1, Recipe(hidden=4096, element=2, eager=False, adapters=None))  # 6 h + 4
     24580
     """
+    if recipe.fused:  # the input as it came; its result is what the next projection keeps
+        return recipe.element * elements + FP32 * rows
     normalised = FP32 if style is NormStyle.RMS_FP32 else recipe.element
     return FP32 * (elements + rows) + recipe.trained(normalised * elements)
 

@@ -26,7 +26,9 @@ from .attention import Kernel, kernel, query_key_norms, softmax_element
 from .blocks import block_kept
 from .inputs import Role, adapted, kept_inputs
 from .kept import BOOL, FP32, Kept, Recipe
+from .mlp import mlp_kept
 from .norms import norm_per_token
+from .ssm import fused_transient
 
 # Tensors of f elements that are new when the activation's backward is at its fullest, the product's own freed.
 PLAIN_NEW = {"gelu": 1, "silu": 1, "relu": 2, "gelu_new": 2, "gelu_bloom": 5}
@@ -34,6 +36,9 @@ LARGEST_PLAIN_NEW = max(PLAIN_NEW.values())
 GATED_NEW = 2  # gradients of gate and up; the product's gradient takes the product's place
 SHORTCUT_NEW = 2  # plain: the gradient from beside the frozen weight, and its sum with the adapter's
 CLAMPED_NEW = 6.5  # gpt-oss with frozen experts: read off one trace (f = h, k = 4); gradients of gate, sigmoid, up
+# Five fp32 tensors of h elements at the worst moment of an RMS norm's backward: the normalised input's gradient, its
+# product with 1/rms, the mean's gradient, the input's lower power, and that power times two. Traced.
+RMS_BACKWARD_BYTES = 5 * FP32
 # Multiples of h elements at the worst moment of a post-norm: fp32 gradient, product and result, and the bf16 ones.
 POST_NORM_FULL_BYTES = 18
 POST_NORM_LORA_BYTES = 22
@@ -56,8 +61,9 @@ def transient_bytes(block: Block, recipe: Recipe, seq_len: int, micro_batch: int
         Bytes on one GPU.
     """
     moments = (
-        _mlp(block, recipe, recomputed=recomputed),
+        _mixer(block, recipe, micro_batch) if block.mlp is None else _mlp(block, recipe, recomputed=recomputed),
         _post_norm(block, recipe),
+        _second_norm(block, recipe),
         _softmax(block, recipe, seq_len, micro_batch),
         _forward_end(block, recipe) if recomputed else None,
     )
@@ -86,13 +92,14 @@ def _mixture_end(mlp: Mlp, recipe: Recipe) -> int:
     """Rows of every chosen expert: the gradient's copies, the scaled outputs, the gathered input where not kept."""
     weight = FP32 if mlp.routing_fp32 else recipe.element
     rows = recipe.element + weight + (0 if recipe.full else recipe.element)
-    return (3 * recipe.element + rows * mlp.experts_per_token) * recipe.hidden
+    held = 2 + (recipe.element < FP32)  # in fp32 the norm keeps the residual itself
+    return (held * recipe.element + rows * mlp.experts_per_token) * recipe.hidden
 
 
 def _mlp(block: Block, recipe: Recipe, *, recomputed: bool) -> Kept | None:
     mlp = block.mlp
     if mlp is None:
-        return _mixer(block, recipe)
+        return None
     if mlp.experts:
         return Kept(per_token=max(_gather(block, mlp, recipe, recomputed=recomputed), _expert(mlp, recipe)))
     freed = recipe.element * recipe.hidden if block.post_norm or block.norms > 2 else 0
@@ -160,9 +167,18 @@ def _expert(mlp: Mlp, recipe: Recipe) -> int:
     return int(recipe.element * (recipe.hidden + mlp.experts_per_token * rows))
 
 
-def _mixer(block: Block, recipe: Recipe) -> Kept | None:
-    """Mamba: recomputed convolution and step size, and the gradients of x, z, step size and output; assumed."""
-    return Kept(per_token=recipe.element * (recipe.hidden + 6 * block.ssm.inner)) if block.ssm else None
+def _mixer(block: Block, recipe: Recipe, micro_batch: int) -> Kept | None:
+    return fused_transient(block, block.ssm, recipe, micro_batch) if block.ssm else None
+
+
+def _second_norm(block: Block, recipe: Recipe) -> Kept | None:
+    """Jamba: the backward of the norm before the MLP, whose own tensors are gone, while all of the mixer's wait."""
+    if block.ssm is None or block.mlp is None:
+        return None
+    mlp = mlp_kept(block, recipe)
+    gone = mlp.per_token + kept_inputs(block, Role.MLP_IN, recipe, width=recipe.hidden)
+    gone += recipe.trained(recipe.element * recipe.hidden)  # the normalised input
+    return Kept(per_token=(RMS_BACKWARD_BYTES + recipe.element) * recipe.hidden - gone, fixed=-mlp.fixed)
 
 
 def _post_norm(block: Block, recipe: Recipe) -> Kept | None:

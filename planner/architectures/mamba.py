@@ -20,6 +20,7 @@ DEFAULTS = {
     "use_bias": False,
     "use_conv_bias": True,
     "time_step_rank": "auto",
+    "residual_in_fp32": True,
     "intermediate_size": None,
     "tie_word_embeddings": True,
 }
@@ -56,10 +57,12 @@ def build(reader: Reader) -> Anatomy:
         dt_rank=rank_of(reader, "time_step_rank", hidden),
     )
     biases = {"bias": reader.flag("use_bias"), "conv_bias": reader.flag("use_conv_bias")}
+    wide = reader.flag("residual_in_fp32")
     block = Block(
         parameters=rms_norm("norm", hidden) + mixer("mixer", hidden, ssm, **biases),
         norm=NormStyle.RMS,
         norms=1,
+        fp32_residual=wide,
         ssm=ssm,
     )
     return Anatomy(
@@ -69,6 +72,7 @@ def build(reader: Reader) -> Anatomy:
         embedding=embedding("embeddings", vocab, hidden),
         blocks=(block,) * reader.depth(),
         head=rms_norm("norm_f", hidden) + lm_head(hidden, vocab, tied=tied),
+        final_norm=NormStyle.RMS_FP32 if wide else NormStyle.RMS,  # it reads the residual as it is
     )
 
 

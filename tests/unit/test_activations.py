@@ -127,6 +127,28 @@ def test_window_costs_a_mask_and_expanded_heads() -> None:
     assert saved(MISTRAL, FULL, 1024, 2) == masked * 2048 + 2 * 2 * 1024**2 + EFFICIENT_STATE
 
 
+def test_padding_costs_a_bias_and_expanded_heads() -> None:
+    """A batch of unequal lengths has a mask: flash gives way, and checkpointed layers hold each sequence's mask."""
+    padded = replace(FULL, padded=True)
+    flash = 16 * 4096 + 8 + 4 * 4096 + 4 * 1024 + 4 * 32 + 8 * 14336
+    assert saved(LLAMA, padded, 512, 2) == (flash - 4 * 1024 + 4 * 4096) * 1024 + 2 * 2 * 512**2 + EFFICIENT_STATE
+    held = constant_bytes(LLAMA, replace(padded, checkpointed_layers=32), 512, 2)
+    assert held == 4 * 128 * 512 + 8 * 512 * 2 + 2 * 512**2
+
+
+def test_falcons_single_key_is_composed() -> None:
+    """CUDA's kernels refuse one key-value head for many queries: all scores in fp32, as torch composes them."""
+    falcon = model("falcon", hidden_size=4544, num_hidden_layers=2, num_attention_heads=71, vocab_size=1000)
+    short, long = (saved(falcon, FULL, s) / s for s in (512, 1024))
+    assert (long - short) / 512 == 4 * 71  # softmax
+
+
+def test_forward_holds_the_embedding() -> None:
+    """Llama's layers keep fp32 copies; the embedding's own result lives through the forward pass."""
+    assert layer_sums(LLAMA, FULL, 512, 1).passing == 2 * 4096 * 512
+    assert layer_sums(LLAMA, replace(FULL, checkpointed_layers=1), 512, 1).passing == 0
+
+
 def test_mixture_rows() -> None:
     """Each of k rows keeps its input, gate, up, activation, product, output, fp32 weight and three indices."""
     attention = 12 * 4096 + 8 + 4 * 4096 + 4 * 1024 + 4 * 32 + 4 * 4096  # the MLP's input included
@@ -153,11 +175,14 @@ def test_backward_of_a_gated_mlp() -> None:
 
 
 def test_backward_of_mixtral_gathers_rows() -> None:
-    """2 h + 14 k h: three fp32 copies of the rows and their cast back; without the cast when recomputed."""
-    block = MIXTRAL.blocks[0]
-    assert backward_transient_bytes(MIXTRAL, block, FULL, 512, 1) == (2 * 4096 + 14 * 2 * 4096) * 512
+    """2 h + 14 k h: three fp32 copies of the rows and their cast back; without the cast when recomputed.
+
+    By then the order of the rows (8 k) has been used.
+    """
+    block, order = MIXTRAL.blocks[0], 8 * 2
+    assert backward_transient_bytes(MIXTRAL, block, FULL, 512, 1) == (2 * 4096 + 14 * 2 * 4096 - order) * 512
     sums = layer_sums(MIXTRAL, replace(FULL, checkpointed_layers=4), 512, 1)
-    assert sums.segment == saved(MIXTRAL, FULL, 512) + (2 * 4096 + 12 * 2 * 4096) * 512
+    assert sums.segment == saved(MIXTRAL, FULL, 512) + (2 * 4096 + 12 * 2 * 4096 - order) * 512
 
 
 def test_head_and_loss() -> None:
@@ -181,11 +206,15 @@ def test_fp32_loss_makes_no_copy() -> None:
 
 
 def test_chunked_loss() -> None:
-    """One chunk's logits at a time, and the gradient of the head's input; a chunk is never more than all tokens."""
+    """One chunk's logits at a time, the gradient of the head's input, a loss and a flag of each token.
+
+    The gradient is kept in the place of the head's input; a chunk is never more than all tokens.
+    """
     loss = loss_bytes(LLAMA, Computation(loss_chunk=1024), 4096, 1)
-    assert loss.forward == 12 * 128256 * 1024 + 2 * 4096 * 4096
-    assert loss.saved == 2 * 4096 * 4096
-    assert loss_bytes(LLAMA, Computation(loss_chunk=10**6), 512, 1).forward == 12 * 128256 * 512 + 2 * 4096 * 512
+    assert loss.forward == 2 * 128256 * 1024 + (2 * 4096 + 4 + 1) * 4096
+    assert loss.saved == 0
+    whole = loss_bytes(LLAMA, Computation(loss_chunk=10**6), 512, 1)
+    assert whole.forward == 2 * 128256 * 512 + (2 * 4096 + 4 + 1) * 512
 
 
 def test_final_norm_takes_over_where_the_loss_is_small() -> None:
@@ -257,9 +286,23 @@ def test_readers() -> None:
 
 
 def test_certainty() -> None:
-    """State-space layers were read in source only, and say so."""
+    """Every family was traced, state-space layers with stand-ins for their kernels."""
     assert certainty(LLAMA) is Certainty.TRACED
-    assert certainty(MAMBA) is Certainty.ASSUMED
+    assert certainty(MAMBA) is Certainty.TRACED
+
+
+def test_mamba_keeps_a_started_chunk_whole() -> None:
+    """8 D N bytes for each 2,048 tokens that a sequence begins: h = 256, D = 512, N = 16; nothing else jumps."""
+    step = saved(MAMBA, FULL, 2048) - saved(MAMBA, FULL, 2047)
+    assert saved(MAMBA, FULL, 2049) - saved(MAMBA, FULL, 2048) == step + 8 * 512 * 16
+    assert saved(MAMBA, FULL, 2049, 3) - saved(MAMBA, FULL, 2048, 3) == 3 * (step + 8 * 512 * 16)
+
+
+def test_mamba_residual_is_fp32() -> None:
+    """Checkpoints of Mamba hold 4 h bytes a token, the first one, the embedding's result, 2 h."""
+    sums = layer_sums(MAMBA, replace(FULL, checkpointed_layers=2), 512, 1)
+    assert checkpoint_bytes(MAMBA, FULL, 512, 1) == 4 * 256 * 512
+    assert sums.checkpoints == (4 + 2) * 256 * 512
 
 
 MODELS = st.sampled_from(EVERY)
