@@ -9,6 +9,7 @@ from .computation import Computation
 from .ledger import ALWAYS, BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from .model import Model
 from .overheads import overhead
+from .saving import saving_entries
 from .states import baseline, replicated
 from .transform import Setting, Stack, fold
 from .units import GIB
@@ -28,7 +29,7 @@ def complete(folded: Ledger, setting: Setting) -> Ledger:
         folded = replicated(folded, setting)
     workload = setting.workload
     lines = activation_entries(setting.model, folded.computation, workload.seq_len, setting.micro_batch)
-    return folded.plus(*lines, *_host_entries(folded, setting))
+    return folded.plus(*lines, *_host_entries(folded, setting), *saving_entries(folded, setting))
 
 
 @lru_cache(maxsize=65536)
@@ -78,8 +79,8 @@ def activation_entries(model: Model, computation: Computation, seq_len: int, mic
 def _host_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
     """The process itself, and the model on its way to the GPU.
 
-    Without ZeRO-3 every rank reads the whole 16-bit model into its own memory; with it rank 0 of a node does; 4-bit
-    models go to the GPU shard by shard.
+    Without zero.Init (and so below stage 3) every rank reads the whole 16-bit model into its own memory; with it rank 0
+    of a node does; 4-bit models go to the GPU shard by shard.
 
     Source:
         DeepSpeed 0.19.8 engine.py _configure_distributed_model; transformers 5.23.0 integrations/deepspeed.py; issues
@@ -87,7 +88,7 @@ def _host_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
     """
     process = overhead("host_process")
     size = ledger.computation.precision.bytes * setting.model.parameter_count
-    loading = -(-size // setting.ranks_per_node) if ledger.stage == 3 else size
+    loading = -(-size // setting.ranks_per_node) if ledger.stage == 3 and ledger.zero_init else size
     if ledger.computation.quantized:
         loading = min(loading, LARGEST_SHARD_BYTES)
     return (

@@ -15,6 +15,7 @@ import numpy as np
 
 from .computation import Computation
 from .work import Work
+from .workload import Precision
 
 
 class Device(Enum):
@@ -39,11 +40,13 @@ class Phase(Enum):
     RECOMPUTE = "recompute"  # first checkpointed segment to be recomputed
     BACKWARD_END = "backward_end"  # last layer to go backward: all gradients exist
     STEP = "step"  # optimizer update
+    SAVE = "save"  # between steps: weights and states are written to disk
 
 
 ALWAYS = tuple(Phase)
 DEVICES = tuple(Device)
-TRAINING = tuple(p for p in Phase if p is not Phase.START)
+TRAINING = tuple(p for p in Phase if p not in (Phase.START, Phase.SAVE))
+SINCE_THE_FIRST_STEP = (*TRAINING, Phase.SAVE)
 BACKWARDS = (Phase.BACKWARD, Phase.RECOMPUTE, Phase.BACKWARD_END)
 
 
@@ -68,7 +71,7 @@ class Item(Enum):
     DEQUANTIZED = ("dequantisation buffer", "W4")
     GATHERED = ("gathered parameters", "W5")
     PERSISTENT = ("persistent parameters", "W6")
-    FLATTENING = ("flattening of weights at start-up", "W7")
+    FLATTENING = ("start-up temporaries", "W7")
     WEIGHTS_HOST_COPY = ("16-bit staging copy of updated weights", "W8")
     MASTER = ("fp32 master weights", "O1")
     MOMENTS = ("optimizer states", "O2")
@@ -92,6 +95,7 @@ class Item(Enum):
     CONSTANTS = ("rotary tables and masks", "A7")
     PROCESS = ("process and libraries", "F3")
     LOADING = ("model loading", "F4")
+    SAVING = ("checkpoint saving", "F5")
 
     @property
     def label(self) -> str:
@@ -174,14 +178,17 @@ def tensor_partition(tensors: Tensors, ranks: int) -> int:
 
 
 @lru_cache(maxsize=8192)
-def touched(tensors: Tensors, ranks: int) -> int:
+def touched(tensors: Tensors, ranks: int, *, padded: bool = False) -> int:
     """P_touch: elements of all tensors that overlap one rank's slice, for the worst rank (ZeRO stages 1 and 2).
 
     Source:
-        DeepSpeed 0.19.8 stage_1_and_2.py, ``copy_grads_in_partition``: gradients are kept as whole tensors.
+        DeepSpeed 0.19.8 stage_1_and_2.py, ``copy_grads_in_partition``: gradients are kept as whole tensors;
+        ``get_flat_partition`` adds zeros where a slice ends beyond the last tensor, counted if ``padded``.
 
     >>> touched(Tensors((6, 2)), 2)  # rank 0 holds elements 0-3 of tensor 0; rank 1 the rest and tensor 1
     8
+    >>> touched(Tensors((6, 3)), 1, padded=True)  # 9 elements padded to 10
+    10
     """
     if not tensors.numels:
         return 0
@@ -193,7 +200,8 @@ def touched(tensors: Tensors, ranks: int) -> int:
     inside = lower < ends[-1]
     first = np.searchsorted(ends, lower[inside], side="right")
     last = np.searchsorted(starts, upper[inside], side="left") - 1
-    return int((ends[last] - starts[first]).max())
+    padding = lower[inside] + size - upper[inside] if padded else 0
+    return int((ends[last] - starts[first] + padding).max())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +212,13 @@ class Optimizer:
     state_bytes: float  # per element
     deepspeed: str | None  # optimizer.type in ds_config.json; None: the training script passes the optimizer
     source: str
+    step_bytes: float = 0  # temporaries per element that is updated at once
+    offloaded_bytes: float = 0  # of states per element on the host, where DeepSpeed's own keeps more; 0: as many
+
+    @property
+    def host_bytes(self) -> float:
+        """Bytes of states per element on the host."""
+        return self.offloaded_bytes or self.state_bytes
 
 
 ADAMW = Optimizer(
@@ -238,6 +253,8 @@ class Ledger:
     work: tuple[Work, ...] = ()  # traffic and optimizer work; forward and backward compute follow from `computation`
     optimizer: Optimizer = ADAMW
     stage: int | None = None  # ZeRO stage the state lines are written for; None: not yet written
+    accumulation: Precision | None = None  # type that gradients are summed in; None: what the stage does by itself
+    zero_init: bool = True  # stage 3: the model is built in partitions, as transformers does under HfDeepSpeedConfig
     config: tuple[dict[str, Any], ...] = ()  # DeepSpeed keys in the order strategies stated them; `deepspeed` merges
 
     def _with(
@@ -256,6 +273,8 @@ class Ledger:
             self.work if work is None else work,
             self.optimizer,
             self.stage,
+            self.accumulation,
+            self.zero_init,
             self.config if config is None else config,
         )
 

@@ -388,6 +388,11 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
             "default",
         ),
     ]
+    if c.zero_stage == 3:
+        built = "whole on every GPU, then cut (no zero.Init)"
+        named = "no-zero-init" in c.stack.names
+        value = "in partitions (zero.Init)" if c.ledger.zero_init else built
+        price_rows.append(("model built", value, "you" if named else "default"))
     return rows + [{"name": name, "value": value, "from": origin} for name, value, origin in price_rows]
 
 

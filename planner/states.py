@@ -4,8 +4,7 @@ Symbols: N trained elements, F frozen elements, e bytes of the training precisio
 
 Source:
     DeepSpeed 0.19.8 runtime/fp16/unfused_optimizer.py and runtime/engine.py, walked on real engines (bf16: 14 N
-    resident + 2 N gradients + 4 N fp32 gradients + the fp64 norm of the largest tensor at the step). Memory model
-    §W1-§O4.
+    resident + 2 N gradients + 4 N fp32 gradients at the step, and as much at start-up). Memory model §W1-§O4.
 """
 
 from __future__ import annotations
@@ -14,14 +13,27 @@ from dataclasses import replace
 from functools import lru_cache
 
 from .computation import Adapters, Computation
-from .ledger import ALWAYS, BACKWARDS, Device, Entry, Item, Ledger, Phase, Tensors
+from .ledger import (
+    ALWAYS,
+    BACKWARDS,
+    SINCE_THE_FIRST_STEP,
+    Device,
+    Entry,
+    Item,
+    Ledger,
+    Phase,
+    Tensors,
+    tensor_partition,
+)
 from .model import Model, Parameter, ParameterKind
 from .transform import Setting
 from .work import Resource, When, Work
+from .workload import Precision
 
 ALL_REDUCE_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed 0.19.8 runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE
 NORM_BYTES = 8  # DeepSpeed 0.19.8 runtime/zero/utils.py, get_norm_dtype: gradients are cast to fp64, tensor by tensor
 FP32 = 4
+SUB_GROUP_ELEMENTS = 100_000_000  # bounds the fp32 copies of stage 3's step; the default 1e9 keeps 6 GB of them
 OPTIMIZER_UPDATE = "optimizer update"
 GRADIENT_ALL_REDUCE = "all-reduce gradients"
 
@@ -81,6 +93,37 @@ def largest_module(model: Model) -> int:
     return max(p.numel for p in model.parameters)
 
 
+@lru_cache(maxsize=8192)
+def sub_groups(tensors: Tensors, ranks: int, size: int) -> tuple[int, ...]:
+    """Elements of one rank's sub-groups (ZeRO stage 3): each is closed by the tensor that fills it to ``size``.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/stage3.py, ``_create_fp16_sub_groups``.
+
+    >>> sub_groups(Tensors((8, 2, 2, 6)), 2, 4)
+    (4, 5)
+    """
+    if size >= tensor_partition(tensors, ranks):
+        return (tensor_partition(tensors, ranks),)
+    groups, filled = [], 0
+    for numel in tensors.numels:
+        filled += -(-numel // ranks)
+        if filled >= size:
+            groups.append(filled)
+            filled = 0
+    return (*groups, filled) if filled else tuple(groups)
+
+
+def hooking_bytes(ledger: Ledger, setting: Setting) -> int:
+    """The largest trained tensor, gathered whole: stage 3 does so with each at start-up, to hang its hook on it.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/stage3.py, ``create_reduce_and_remove_grad_hooks``; walked.
+    """
+    d = setting.world_size
+    return ledger.computation.precision.bytes * -(-ledger.trainable.largest // d) * d
+
+
 def accumulating(setting: Setting) -> bool:
     """Whether gradients of earlier micro-steps are already there when a micro-step begins."""
     return setting.gradient_accumulation_steps > 1
@@ -100,10 +143,19 @@ def master_entry(elements: int, device: Device, why: str) -> Entry:
 
 def moments_entry(ledger: Ledger, elements: int, device: Device, why: str) -> Entry:
     """Optimizer states; torch creates them at the first step, so that a first backward proves nothing."""
-    size = round(ledger.optimizer.state_bytes * elements)
-    return Entry(
-        Item.MOMENTS, device, size, tuple(p for p in Phase if p is not Phase.START), why, source=ledger.optimizer.source
-    )
+    kind = ledger.optimizer
+    size = round((kind.state_bytes if device is Device.GPU else kind.host_bytes) * elements)
+    return Entry(Item.MOMENTS, device, size, SINCE_THE_FIRST_STEP, why, source=ledger.optimizer.source)
+
+
+def accumulates_in_fp32(ledger: Ledger) -> bool:
+    """Whether fp32 sums of 16-bit gradients are required."""
+    return ledger.accumulation is Precision.FP32 and ledger.computation.precision is not Precision.FP32
+
+
+def accumulation_bytes(ledger: Ledger) -> int:
+    """Bytes of one element of the sums of gradients over micro-steps."""
+    return (ledger.accumulation or ledger.computation.precision).bytes
 
 
 def in_flight_bytes(ledger: Ledger, setting: Setting) -> int:
@@ -130,12 +182,19 @@ def update_traffic_bytes(ledger: Ledger, elements: int) -> float:
 
 
 def replicated(ledger: Ledger, setting: Setting) -> Ledger:
-    """Write the state lines of ZeRO stage 0, where every rank holds everything."""
+    """Write the state lines of ZeRO stage 0, where every rank holds everything.
+
+    In 16 bit the engine takes a step on zero gradients as it is built, so that states, gradients and their fp32 copies
+    are there at start-up already. The all-reduce flattens a copy of each bucket between the backward pass and the step;
+    in 16 bit it is smaller than the step's fp32 gradients, which are not there yet, and no line of its own.
+    """
     n, e = ledger.trainable.total, ledger.computation.precision.bytes
     low_precision = e < FP32
     why = f"{n:,} trained elements"
-    flatten = e * min(n, ALL_REDUCE_BUCKET_ELEMENTS) if setting.world_size > 1 else 0
-    temporaries = FP32 * n + NORM_BYTES * ledger.trainable.largest if low_precision else 0
+    flatten = e * min(n, ALL_REDUCE_BUCKET_ELEMENTS) if setting.world_size > 1 and not low_precision else 0
+    updating = round(ledger.optimizer.step_bytes * ledger.trainable.largest)  # tensor by tensor
+    copies = max(FP32 * n + updating, NORM_BYTES * ledger.trainable.largest) if low_precision else updating
+    moments = moments_entry(ledger, n, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}")
     return (
         replace(ledger, stage=0)
         .plus(
@@ -148,7 +207,7 @@ def replicated(ledger: Ledger, setting: Setting) -> Ledger:
                 f"{e} B x {ledger.frozen.total:,} frozen elements",
             ),
             master_entry(n if low_precision else 0, Device.GPU, f"4 B x {why}"),
-            moments_entry(ledger, n, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
+            replace(moments, phases=ALWAYS) if low_precision else moments,
             Entry(Item.GRADIENTS, Device.GPU, e * n, gradient_phases(setting), f"{e} B x {why}"),
             Entry(
                 Item.IN_FLIGHT,
@@ -160,9 +219,23 @@ def replicated(ledger: Ledger, setting: Setting) -> Ledger:
             Entry(
                 Item.STEP_TEMPORARIES,
                 Device.GPU,
-                max(temporaries, flatten),
+                copies,
                 (Phase.STEP,),
-                f"max(4 B x N + 8 B x largest tensor {ledger.trainable.largest:,}, all-reduce copy {flatten:,} B)",
+                f"fp32 gradients, 4 B x {n:,}, or before them the fp64 norm of one tensor",
+            ),
+            Entry(
+                Item.STEP_TEMPORARIES,
+                Device.GPU,
+                (e + FP32) * n if low_precision else 0,
+                (Phase.START,),
+                f"({e} + 4) B x {n:,}: a step on zero gradients allocates the states",
+            ),
+            Entry(
+                Item.GRADIENT_FLATTENING,
+                Device.GPU,
+                flatten,
+                (Phase.STEP,),
+                f"{e} B x at most {ALL_REDUCE_BUCKET_ELEMENTS:,} elements, flattened before the step",
             ),
         )
         .doing(

@@ -16,6 +16,8 @@ from typing import Any
 from ..planner.ledger import (
     ALWAYS,
     BACKWARDS,
+    SINCE_THE_FIRST_STEP,
+    TRAINING,
     Device,
     Entry,
     Item,
@@ -25,9 +27,22 @@ from ..planner.ledger import (
     tensor_partition,
     touched,
 )
-from ..planner.states import FP32, NORM_BYTES, OPTIMIZER_UPDATE, accumulating, update_traffic_bytes
+from ..planner.states import (
+    FP32,
+    NORM_BYTES,
+    OPTIMIZER_UPDATE,
+    SUB_GROUP_ELEMENTS,
+    accumulates_in_fp32,
+    accumulating,
+    accumulation_bytes,
+    hooking_bytes,
+    moments_entry,
+    sub_groups,
+    update_traffic_bytes,
+)
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
+from ..planner.workload import Precision
 
 GROUPS = 20  # sub-groups a rank's partition is cut into for a partial share, so that the share has steps of 5 %
 CPU_ADAM_BYTES = (
@@ -98,41 +113,118 @@ class OffloadOptimizer:
         return self._sharded(ledger, setting) if ledger.stage == 3 else _flat(ledger, setting)
 
     def _sharded(self, ledger: Ledger, setting: Setting) -> Ledger:
-        """Stage 3: master, states, fp32 gradients and the gradient buffer on the host."""
-        e, part = ledger.computation.precision.bytes, tensor_partition(ledger.trainable, setting.world_size)
-        host = -(-part * self.groups_on_host // GROUPS)
-        group = -(-part // GROUPS) + -(-ledger.trainable.largest // setting.world_size)
-        stay = min(part - host + group, part) if self.partial else 0  # sub-groups are whole tensors: one may lean over
-        why = f"{host:,} of {part:,} elements a rank"
-        left = ledger.without(Item.MASTER, Item.MOMENTS, Item.GRADIENTS, Item.STEP_TEMPORARIES)
+        """Stage 3: master, states, fp32 gradients and the gradient buffer on the host; of a share what stays, too.
+
+        What is written as work is the share itself: sub-groups follow it in steps.
+        """
+        a, part = accumulation_bytes(ledger), tensor_partition(ledger.trainable, setting.world_size)
+        size = max(1, part // GROUPS) if self.partial else SUB_GROUP_ELEMENTS
+        groups = sub_groups(ledger.trainable, setting.world_size, size)
+        first = int((1 - self.ratio) * len(groups))  # as DeepSpeed rounds it: stage3.py, _create_fp32_partitions
+        share = -(-part * self.groups_on_host // GROUPS)
+        most = min(part, share + max(groups)) if self.partial else part
+        left = ledger.without(
+            Item.MASTER,
+            Item.MOMENTS,
+            Item.GRADIENTS,
+            Item.STEP_TEMPORARIES,
+            Item.PERSISTENT,
+            *(() if ledger.computation.quantized else (Item.FLATTENING,)),  # fp32 copies are made on the host
+        )
         keys: dict[str, Any] = {"offload_optimizer": {"device": "cpu", "pin_memory": True, "ratio": self.ratio}}
         if self.partial:
-            keys["sub_group_size"] = max(1, part // GROUPS)
+            keys["sub_group_size"] = size
         return (
             left.plus(
-                *_host_states(ledger, min(host + group, part) if self.partial else host, why, master_pinned=False),
-                _pinned_entry(Item.GRADIENTS, e * part, f"{e} B x {part:,}, pinned"),
+                *_grouped_states(ledger, groups[first:], most),
+                _pinned_entry(Item.GRADIENTS, a * part, f"{a} B x {part:,}, pinned"),
+                _overflow_entry(ledger, part),
                 _partition_norm(ledger, setting),
-                Entry(Item.MASTER, Device.GPU, FP32 * stay, ALWAYS, f"4 B x {stay:,} elements that stay"),
-                Entry(
-                    Item.MOMENTS,
-                    Device.GPU,
-                    round(ledger.optimizer.state_bytes * stay),
-                    ALWAYS,
-                    f"{stay:,} elements that stay",
-                ),
-                Entry(
-                    Item.STEP_TEMPORARIES,
-                    Device.GPU,
-                    FP32 * (stay + group if stay else 0),
-                    (Phase.STEP,),
-                    "fp32 gradients of what stays",
-                ),
+                *_gathered_after_the_step(ledger),
+                *_hooking(ledger, setting),
+                *_staying(ledger, groups[:first], min(part, part - share + max(groups)) if self.partial else 0),
             )
             .not_doing(OPTIMIZER_UPDATE)
-            .doing(*_cpu_update(host), *_stage3_traffic(ledger, setting, part), *_gpu_update(ledger, part - host))
+            .doing(*_cpu_update(share), *_stage3_traffic(ledger, setting, part), *_gpu_update(ledger, part - share))
             .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger))
         )
+
+
+def _grouped_states(ledger: Ledger, groups: tuple[int, ...], most: int) -> tuple[Entry, ...]:
+    """Master, fp32 gradient and states of the sub-groups on the host; each gradient is pinned on its own.
+
+    Args:
+        ledger: the optimizer.
+        groups: elements of each sub-group.
+        most: elements that a smooth share may reach, for the upper bound.
+    """
+    elements = sum(groups)
+    why = f"{elements:,} elements in {len(groups)} sub-groups"
+    states, width = ledger.optimizer.host_bytes, FP32
+    rounded = sum(pinned(width * group) for group in groups)
+    gradients = Entry(
+        Item.GRADIENTS_HOST,
+        Device.HOST,
+        width * elements,
+        ALWAYS,
+        f"4 B x {why}, pinned",
+        upper=max(rounded, width * most),
+    )
+    return (
+        Entry(Item.MASTER, Device.HOST, width * elements, ALWAYS, f"4 B x {why}", upper=width * most),
+        gradients,
+        replace(moments_entry(ledger, elements, Device.HOST, f"{states:g} B x {why}"), upper=round(states * most)),
+    )
+
+
+def _staying(ledger: Ledger, groups: tuple[int, ...], most: int) -> tuple[Entry, ...]:
+    """Master, fp32 gradient and states of the sub-groups that stay on the GPU, where torch's AdamW updates them.
+
+    It is told neither fused nor foreach, so that it picks foreach, which keeps one temporary of a sub-group; a loop
+    over tensors keeps two.
+    """
+    elements, largest = sum(groups), max(groups, default=0)
+    why, states = f"{elements:,} elements that stay", ledger.optimizer.state_bytes
+    return (
+        Entry(Item.MASTER, Device.GPU, FP32 * elements, ALWAYS, f"4 B x {why}", upper=FP32 * most),
+        Entry(Item.GRADIENTS_HOST, Device.GPU, FP32 * elements, ALWAYS, f"4 B x {why}, fp32", upper=FP32 * most),
+        replace(moments_entry(ledger, elements, Device.GPU, why), upper=round(states * most)),
+        Entry(
+            Item.STEP_TEMPORARIES,
+            Device.GPU,
+            FP32 * largest,
+            (Phase.STEP,),
+            f"4 B x sub-group {largest:,}: square roots in torch's AdamW",
+            upper=2 * FP32 * largest,
+        ),
+    )
+
+
+def _overflow_entry(ledger: Ledger, elements: int) -> Entry:
+    """fp16: a flag for each gradient, as the step looks for infinities.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/stage3.py, has_overflow; walked. bf16 asks the norm instead.
+    """
+    flags = elements if ledger.computation.precision is Precision.FP16 else 0
+    return Entry(Item.STEP_TEMPORARIES, Device.HOST, flags, (Phase.STEP,), f"1 B x {elements:,}: is it finite")
+
+
+def _hooking(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
+    """What start-up gathers; a quantised model is there whole before, which its own line says."""
+    if ledger.computation.quantized:
+        return ()
+    size = hooking_bytes(ledger, setting)
+    return (Entry(Item.FLATTENING, Device.GPU, size, (Phase.START,), "one tensor gathered whole"),)
+
+
+def _gathered_after_the_step(ledger: Ledger) -> tuple[Entry, ...]:
+    """Small tensors are gathered again at the end of the step, where now nothing else has been freed for them."""
+    return tuple(
+        replace(entry, phases=(*entry.phases, Phase.STEP))
+        for entry in ledger.entries
+        if entry.item is Item.PERSISTENT and Phase.FORWARD in entry.phases
+    )
 
 
 def _partition_norm(ledger: Ledger, setting: Setting) -> Entry:
@@ -157,13 +249,7 @@ def _host_states(ledger: Ledger, elements: int, why: str, *, master_pinned: bool
     return (
         Entry(Item.MASTER, Device.HOST, master, ALWAYS, f"4 B x {why}", upper=pinned(master) if master_pinned else 0),
         _pinned_entry(Item.GRADIENTS_HOST, FP32 * elements, f"4 B x {why}, pinned"),
-        Entry(
-            Item.MOMENTS,
-            Device.HOST,
-            round(ledger.optimizer.state_bytes * elements),
-            ALWAYS,
-            f"{ledger.optimizer.state_bytes:g} B x {why}",
-        ),
+        moments_entry(ledger, elements, Device.HOST, f"{ledger.optimizer.host_bytes:g} B x {why}"),
     )
 
 
@@ -174,7 +260,7 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
     why = f"{part:,} elements of the slice"
     bucket = next(x for x in ledger.entries if x.item is Item.REDUCE_BUCKET)
     keys = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "overlap_comm": False}
-    types = {"grad_accum_dtype": ledger.computation.precision.value}
+    types = {"grad_accum_dtype": (ledger.accumulation or ledger.computation.precision).value}
     norm = NORM_BYTES * min(largest, part)
     return (
         ledger.without(
@@ -201,11 +287,16 @@ def _earlier_gradients(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
     Without overlap_comm stage 1 reduces after the backward pass, so that gradients are whole with one micro-step too.
     """
     e, trainable = ledger.computation.precision.bytes, ledger.trainable
+    if accumulates_in_fp32(ledger):
+        part = flat_partition(trainable, setting.world_size)
+        held = TRAINING if accumulating(setting) else (*BACKWARDS, Phase.STEP)
+        return (Entry(Item.GRADIENTS, Device.GPU, FP32 * part, held, f"4 B x slice {part:,}, on the GPU"),)
     if ledger.stage == 1:
         phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else (Phase.BACKWARD_END,)
         return (Entry(Item.GRADIENTS, Device.GPU, e * trainable.total, phases, f"{e} B x {trainable.total:,}, whole"),)
     earlier = e * touched(trainable, setting.world_size) if accumulating(setting) else 0
-    return (_pinned_entry(Item.ACCUMULATED, earlier, "16-bit gradients of earlier micro-steps, pinned"),)
+    pinned_tensors = _pinned_entry(Item.ACCUMULATED, earlier, "gradients of earlier micro-steps, pinned")
+    return (replace(pinned_tensors, phases=SINCE_THE_FIRST_STEP),)
 
 
 def _cpu_update(elements: int) -> tuple[Work, ...]:
@@ -236,7 +327,7 @@ def _gpu_update(ledger: Ledger, elements: int) -> tuple[Work, ...]:
 def _flat_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ...]:
     """fp32 gradients down once, weights up once; stage 2 accumulates on the host, down and up every micro-step."""
     e = ledger.computation.precision.bytes
-    on_host = ledger.stage == 2 and accumulating(setting)
+    on_host = ledger.stage == 2 and accumulating(setting) and not accumulates_in_fp32(ledger)
     per_micro = float(e * touched(ledger.trainable, setting.world_size)) if on_host else 0.0
     return (
         Work(
@@ -269,13 +360,13 @@ def _flat_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ..
 
 def _stage3_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ...]:
     """The gradient buffer travels to the GPU and back in every micro-step, the first included."""
-    e = ledger.computation.precision.bytes
+    e, a = ledger.computation.precision.bytes, accumulation_bytes(ledger)
     return (
-        Work(name="gradients to host", resource=Resource.GPU_TO_HOST, amount=e * part, when=When.BACKWARD, side=True),
+        Work(name="gradients to host", resource=Resource.GPU_TO_HOST, amount=a * part, when=When.BACKWARD, side=True),
         Work(
             name="accumulated gradients from host",
             resource=Resource.HOST_TO_GPU,
-            amount=e * part,
+            amount=a * part,
             when=When.BACKWARD,
             side=True,
         ),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..planner.gathering import gathered_entries
 from ..planner.ledger import ALWAYS, Device, Entry, Item, Ledger, tensor_partition
 from ..planner.states import largest_module
 from ..planner.transform import Setting
@@ -48,18 +49,15 @@ class OffloadParameters:
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
         """Move the partitions; the pinned per-tensor copies made at start-up are not given back to the system."""
         e, d = ledger.computation.precision.bytes, setting.world_size
-        size = e * (tensor_partition(ledger.trainable, d) + tensor_partition(ledger.frozen, d))
-        left = ledger.without(Item.WEIGHTS, Item.FROZEN).doing(*_traffic(self.device, size))
+        trained, frozen = (e * tensor_partition(tensors, d) for tensors in (ledger.trainable, ledger.frozen))
+        size = trained + frozen
+        copied = gathered_entries(ledger, setting) if d == 1 else ()  # more ranks gather in any case
+        left = ledger.without(Item.WEIGHTS, Item.FROZEN).plus(*copied).doing(*_traffic(self.device, size))
         if self.device == "cpu":
+            why = "pinned; start-up holds every tensor's own copy too"
             return left.plus(
-                Entry(
-                    Item.WEIGHTS,
-                    Device.HOST,
-                    size,
-                    ALWAYS,
-                    "pinned; start-up holds every tensor's own copy too",
-                    upper=2 * size,
-                )
+                Entry(Item.WEIGHTS, Device.HOST, trained, ALWAYS, why, upper=2 * trained),
+                Entry(Item.FROZEN, Device.HOST, frozen, ALWAYS, "pinned tensor by tensor", upper=2 * frozen),
             ).keys(zero_optimization={"offload_param": {"device": "cpu", "pin_memory": True}})
         return _on_nvme(left, setting, size)
 

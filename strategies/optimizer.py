@@ -11,6 +11,7 @@ from ..planner.ledger import Optimizer as Kind
 from ..planner.transform import Setting
 
 BITSANDBYTES = "bitsandbytes 0.50.2: 2 x 1 B + 2 x 4 B per block of 256; walked on real optimizers"
+# The step's temporaries: squares of the gradient and the update, torch 2.13.0 optim/_adafactor.py; walked
 FLAT = "DeepSpeed 0.19.8 hands over flat 1-D partitions, so nothing is factored; walked on real engines"
 OPTIMIZERS = {
     kind.name: kind
@@ -22,9 +23,11 @@ OPTIMIZERS = {
             name="lion",
             state_bytes=4,
             deepspeed="Lion",
-            source="one fp32 momentum; measured on DeepSpeed 0.19.8 engines",
+            source="one fp32 momentum; on the host a second state that DeepSpeedCPULion allocates and never uses; "
+            "walked on DeepSpeed 0.19.8 engines",
+            offloaded_bytes=8,
         ),
-        Kind(name="adafactor", state_bytes=4, deepspeed="Adafactor", source=FLAT),
+        Kind(name="adafactor", state_bytes=4, step_bytes=8, deepspeed="Adafactor", source=FLAT),
         Kind(
             name="sgd",
             state_bytes=0,

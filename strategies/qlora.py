@@ -66,6 +66,8 @@ class Qlora:
         """Some weight must be an nn.Linear."""
         if not quantized_tensors(setting.model).numels:
             return f"{setting.model.name} has no nn.Linear in its blocks, so there is nothing to quantise"
+        if setting.model.family == "mamba":  # transformers 5.23.0 models/mamba/modeling_mamba.py, MambaMixer.forward
+            return f"{setting.model.name}: its fused kernel multiplies by the stored weights, which 4-bit layers pack"
         return None
 
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
@@ -75,6 +77,7 @@ class Qlora:
             ledger,
             trainable=trained_tensors(model, self.adapters),
             frozen=unquantized_tensors(model),
+            zero_init=False,  # bitsandbytes quantises whole tensors on their way to the GPU
             computation=replace(ledger.computation, adapters=self.adapters, quantized=True),
         )
         quantized = quantized_tensors(model)

@@ -14,6 +14,7 @@ from ..planner.model import Model
 from ..planner.transform import Stack, Strategy
 from ..planner.workload import Method
 from ..planner.workload import Precision as PrecisionKind
+from .accumulation import GradientAccumulation
 from .attention import Attention
 from .checkpointing import Checkpointing
 from .lora import Lora
@@ -23,6 +24,7 @@ from .offload_parameters import OffloadParameters
 from .optimizer import OPTIMIZERS, Optimizer
 from .precision import Precision
 from .qlora import Qlora
+from .start_up import WithoutZeroInit
 from .zero import Zero
 
 # What --require and --forbid may name, and the fact of a stack each stands for.
@@ -34,9 +36,17 @@ NAMES: Mapping[str, tuple[str, object]] = MappingProxyType(
     | {"chunked-loss": ("loss", "chunked"), "eager-attention": ("attention", "eager")}
     | {name: ("optimizer", name) for name in OPTIMIZERS}
     | {kind.value: ("precision", kind.value) for kind in PrecisionKind}
+    | {f"grad-accum-{kind.value}": ("gradient_accumulation", kind.value) for kind in PrecisionKind}
+    | {"no-zero-init": ("zero_init", False)}
 )
 LONGEST_SHOWN = 40  # characters of what was typed that a message repeats
-FIXED_KINDS = ("loss", "attention", "optimizer", "precision")  # never searched: only what the user requires
+FIXED_KINDS = (
+    "loss",
+    "attention",
+    "optimizer",
+    "precision",
+    "gradient_accumulation",
+)  # never searched: only what the user requires
 
 
 def known_name(name: str, *, where: str) -> str:
@@ -99,12 +109,22 @@ def method_strategy(method: Method, adapters: Adapters) -> tuple[Strategy, ...]:
 
 
 def fixed_strategies(choices: Choices, model: Model) -> tuple[Strategy, ...]:
-    """Precision, optimizer, attention and loss: as required, else the defaults."""
+    """Precision, sums of gradients, optimizer, attention, loss, start-up: as required, else the defaults."""
     wanted = AttentionImplementation(choices.required("attention") or "flash")
-    loss: tuple[Strategy, ...] = (ChunkedLoss(),) if choices.required("loss") else ()
     precision = PrecisionKind(choices.required("precision") or choices.precision)
     optimizer = str(choices.required("optimizer") or choices.optimizer)
-    return (Precision(precision), Optimizer(optimizer), Attention(effective_attention(model, wanted)), *loss)
+    attention = Attention(effective_attention(model, wanted))
+    named = (("loss", ChunkedLoss()), ("zero_init", WithoutZeroInit()))
+    asked: tuple[Strategy, ...] = tuple(strategy for fact, strategy in named if choices.required(fact) is not None)
+    return (Precision(precision), *_accumulation(choices, precision), Optimizer(optimizer), attention, *asked)
+
+
+def _accumulation(choices: Choices, precision: PrecisionKind) -> tuple[Strategy, ...]:
+    """The type gradients are summed in: as required, or the training precision where fp32 sums are forbidden."""
+    wanted = choices.required("gradient_accumulation")
+    if wanted is None and "grad-accum-fp32" in choices.forbid:
+        wanted = precision.value
+    return (GradientAccumulation(PrecisionKind(wanted)),) if wanted else ()
 
 
 # Offload combinations a search looks at: (stage, optimizer on, parameters on).
@@ -157,7 +177,8 @@ def _wishes(choices: Choices) -> str:
 
 def _reason(choices: Choices, model: Model) -> str:
     facts = dict(NAMES[name] for name in choices.require)
-    hit = refused({"zero_stage": 3, "method": choices.methods[0].value, **facts})
+    defaults = {"zero_stage": 3, "method": choices.methods[0].value, "precision": choices.precision.value}
+    hit = refused({**defaults, **facts})
     return hit.message() if hit else "drop one --require or --forbid"
 
 

@@ -16,6 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..planner.gathering import (
+    PERSISTENCE_PER_HIDDEN,
+    gathered_entries,
+    live_elements,
+    persistent_elements,
+    prefetch_elements,
+    reduce_bucket_elements,
+)
 from ..planner.ledger import (
     ALWAYS,
     BACKWARDS,
@@ -35,60 +43,29 @@ from ..planner.states import (
     GRADIENT_ALL_REDUCE,
     NORM_BYTES,
     OPTIMIZER_UPDATE,
+    SUB_GROUP_ELEMENTS,
+    accumulates_in_fp32,
     accumulating,
+    accumulation_bytes,
+    gradient_phases,
+    hooking_bytes,
     in_flight_bytes,
-    largest_module,
     layer_elements,
     master_entry,
     moments_entry,
     replicated,
+    sub_groups,
     update_traffic_bytes,
 )
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
 
-SMALLEST_BUCKET, LARGEST_BUCKET = (
-    1_000_000,
-    50_000_000,
-)  # elements; below, launch latency rules; above, only memory grows
-PREFETCH_SHARE = 0.9  # of the bucket, as transformers resolves "auto": integrations/deepspeed.py, 0.9 h^2
-PERSISTENCE_PER_HIDDEN = 10  # elements, as transformers resolves "auto": 10 h
-SUB_GROUP_ELEMENTS = 100_000_000  # bounds the fp32 copies of the step; the default 1e9 keeps 6 GB of them
-LIVE_LAYERS = 2  # the layer that computes and the one that is fetched
 DURING_BACKWARD = (*BACKWARDS,)
 
 
-def reduce_bucket_elements(model: Model) -> int:
-    """B: h^2, between 1e6 and 5e7 elements.
-
-    Source:
-        transformers integrations/deepspeed.py resolves "auto" to h^2; bounds: see the constants above.
-    """
-    return min(max(model.hidden**2, SMALLEST_BUCKET), LARGEST_BUCKET)
-
-
-def prefetch_elements(model: Model) -> int:
-    """Elements fetched ahead at a time."""
-    return int(PREFETCH_SHARE * reduce_bucket_elements(model))
-
-
-def live_elements(model: Model) -> int:
-    """stage3_max_live_parameters: two layers, so that one is fetched while one computes."""
-    return LIVE_LAYERS * layer_elements(model)
-
-
-def gathered_elements(ledger: Ledger, model: Model) -> int:
-    """L = min(N + F, live + largest tensor): what the prefetcher keeps gathered from the third step on.
-
-    Source:
-        DeepSpeed 0.19.8 partitioned_param_coordinator.py, measured: live 1e6 -> 1.43e6 gathered, 2e6 -> 2.50e6.
-    """
-    return min(ledger.trainable.total + ledger.frozen.total, live_elements(model) + largest_module(model))
-
-
 def sub_group_elements(tensors: Tensors, ranks: int) -> int:
-    """s: sub-groups close once they hold SUB_GROUP_ELEMENTS, so one may exceed it by its last tensor's partition."""
-    return min(tensor_partition(tensors, ranks), SUB_GROUP_ELEMENTS + -(-tensors.largest // ranks))
+    """s: elements of the largest sub-group."""
+    return max(sub_groups(tensors, ranks, SUB_GROUP_ELEMENTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +110,40 @@ def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
     Gradients that are not the rank's own point into the bucket once reduced: with one micro-step they are never whole.
     Measured: with two micro-steps on one rank the backward pass peaks at N + P_touch beside all activations.
     """
+    if accumulates_in_fp32(ledger):
+        return _stage1_fp32(ledger, setting)
     n, e = ledger.trainable.total, ledger.computation.precision.bytes
-    touch = touched(ledger.trainable, setting.world_size)
+    touch = touched(ledger.trainable, setting.world_size, padded=True)
     waiting = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
     reduced = (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS  # at the end the whole gradient covers it
     return _flat_states(ledger, setting, bucket_phases=_union(waiting, BACKWARDS)).plus(
         Entry(Item.ACCUMULATED, Device.GPU, e * n if waiting else 0, waiting, f"{e} B x {n:,}, whole"),
         Entry(Item.GRADIENTS, Device.GPU, e * touch, (*reduced, Phase.STEP), f"{e} B x P_touch {touch:,}"),
     ).doing(_reduction(ledger, setting, once=True))  # fmt: skip
+
+
+def _stage1_fp32(ledger: Ledger, setting: Setting) -> Ledger:
+    """Stage 1 with fp32 sums: another optimizer, whose fp32 gradient is whole on every rank, from start-up on.
+
+    It has no reduce bucket: after the backward pass the whole gradient is cast to the training precision and reduced.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/engine.py, _do_optimizer_sanity_check; runtime/bf16_optimizer.py; walked.
+    """
+    e, d, n = ledger.computation.precision.bytes, setting.world_size, ledger.trainable.total
+    flat = flat_partition(ledger.trainable, d) * d
+    updating = round(ledger.optimizer.step_bytes * (flat // d))
+    states = _flat_states(ledger, setting, bucket_phases=())
+    return (
+        states.without(Item.STEP_TEMPORARIES, Item.FLATTENING, Item.REDUCE_BUCKET)
+        .plus(
+            Entry(Item.GRADIENTS, Device.GPU, FP32 * flat, ALWAYS, f"4 B x {flat:,}, whole; allocated at start-up"),
+            Entry(Item.GRADIENTS, Device.GPU, e * n, gradient_phases(setting), f"{e} B x {n:,}, in .grad"),
+            Entry(Item.STEP_TEMPORARIES, Device.GPU, updating, (Phase.STEP,), "the optimizer's own, of the slice"),
+            Entry(Item.GRADIENT_FLATTENING, Device.GPU, e * flat if d > 1 else 0, (Phase.STEP,), f"{e} B x {flat:,}"),
+        )
+        .doing(replace(_reduction(ledger, setting, once=True), when=When.STEP, side=False))
+    )
 
 
 def _stage2(ledger: Ledger, setting: Setting) -> Ledger:
@@ -156,23 +159,24 @@ def _stage2(ledger: Ledger, setting: Setting) -> Ledger:
         phases = (*_union(earlier, BACKWARDS), Phase.STEP)
         buffer = Entry(Item.GRADIENTS, Device.GPU, FP32 * part, phases, f"4 B x slice {part:,}")
         norm = NORM_BYTES * min(ledger.trainable.largest, part)
-        step = Entry(Item.STEP_TEMPORARIES, Device.GPU, norm, (Phase.STEP,), "fp64 norm of one piece; no fp32 copy")
+        most = max(norm, round(ledger.optimizer.step_bytes * part))
+        step = Entry(Item.STEP_TEMPORARIES, Device.GPU, most, (Phase.STEP,), "fp64 norm of one piece; no fp32 copy")
         return flat.without(Item.STEP_TEMPORARIES).plus(buffer, step).keys(data_types={"grad_accum_dtype": "fp32"})
-    why = f"{e} B x P_touch {touch:,}"
+    kept, why = touched(ledger.trainable, d, padded=True), f"{e} B x P_touch {touch:,}"
     return flat.plus(
         Entry(Item.ACCUMULATED, Device.GPU, e * touch if earlier else 0, earlier, why),
-        Entry(Item.GRADIENTS, Device.GPU, e * touch, (*BACKWARDS, Phase.STEP), why),
+        Entry(Item.GRADIENTS, Device.GPU, e * kept, (*BACKWARDS, Phase.STEP), f"{e} B x P_touch {kept:,}, padded"),
     )
 
 
 def accumulates_fp32(ledger: Ledger, setting: Setting) -> bool:
-    """Whether stage 2's compact fp32 buffer is no larger than whole 16-bit tensors.
+    """Whether stage 2 sums in fp32: as required, or where the compact buffer is no larger than whole 16-bit tensors.
 
     4 N / d <= e P_touch (1 + [gas > 1])
     """
     e, d = ledger.computation.precision.bytes, setting.world_size
-    if e == FP32:
-        return False
+    if e == FP32 or ledger.accumulation is not None:
+        return accumulates_in_fp32(ledger)
     generations = 2 if accumulating(setting) else 1
     return FP32 * flat_partition(ledger.trainable, d) <= e * touched(ledger.trainable, d) * generations
 
@@ -187,7 +191,9 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
     part = flat_partition(ledger.trainable, d)
     bucket, largest = reduce_bucket_elements(setting.model), ledger.trainable.largest
     copies = FP32 if e == FP32 else e + FP32  # flattened, then cast to fp32: no second copy where it is fp32 already
-    step = max(copies * part, NORM_BYTES * min(largest, part))
+    freed = e * touched(ledger.trainable, d, padded=True)  # 16-bit gradients are gone once they are flattened
+    updating = round((FP32 + ledger.optimizer.step_bytes) * part) - freed
+    step = max(copies * part, updating, NORM_BYTES * min(largest, part))
     why = f"{part:,} elements: {ledger.trainable.total:,} / {d} ranks, padded"
     return (
         ledger.plus(
@@ -199,7 +205,13 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
                 ALWAYS,
                 f"{e} B x {ledger.frozen.total:,} frozen elements",
             ),
-            Entry(Item.FLATTENING, Device.GPU, e * part * d, (Phase.START,), "the module and its flat copy meet once"),
+            Entry(
+                Item.FLATTENING,
+                Device.GPU,
+                max(e * part * d - FP32 * part, FP32 * part),
+                (Phase.START,),
+                "the module beside its flat copy, before the master; or fp32 zeros of the slice, after it",
+            ),
             master_entry(part, Device.GPU, f"4 B x {why}"),  # fp32 training too: a separate copy of the slice
             moments_entry(ledger, part, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
             Entry(
@@ -277,8 +289,12 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
     part, frozen = tensor_partition(ledger.trainable, d), tensor_partition(ledger.frozen, d)
     quantized = ledger.bytes_of(Item.QUANTIZED)
     bucket, group = reduce_bucket_elements(model), sub_group_elements(ledger.trainable, d)
+    a = accumulation_bytes(ledger)
+    copies = FP32 if a == FP32 else a + FP32  # flattened, then cast to fp32: no second copy where it is fp32 already
     why = f"{part:,} elements: {ledger.trainable.total:,} / {d} ranks, padded tensor by tensor"
     norm = NORM_BYTES * -(-ledger.trainable.largest // d)
+    step = max(copies * group, round((FP32 + ledger.optimizer.step_bytes) * group), norm)
+    again = max(0, e * persistent_elements(ledger, setting) - step) if d > 1 else 0
     return (
         ledger.without(Item.QUANTIZED)
         .plus(
@@ -288,13 +304,13 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
             Entry(
                 Item.FLATTENING,
                 Device.GPU,
-                quantized - -(-quantized // d),
+                quantized - -(-quantized // d) + e * (ledger.frozen.total - frozen) if quantized else 0,
                 (Phase.START,),
                 "every rank loads the quantised model whole before it is cut",
             ),
             master_entry(part, Device.GPU, f"4 B x {why}"),
             moments_entry(ledger, part, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
-            Entry(Item.GRADIENTS, Device.GPU, e * part, ALWAYS, f"{e} B x {why}; allocated at start-up"),
+            Entry(Item.GRADIENTS, Device.GPU, a * part, ALWAYS, f"{a} B x {why}; allocated at start-up"),
             Entry(
                 Item.REDUCE_BUCKET,
                 Device.GPU,
@@ -312,37 +328,22 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
             Entry(
                 Item.STEP_TEMPORARIES,
                 Device.GPU,
-                max((e + FP32) * group if e < FP32 else FP32 * group, norm),
+                step,
                 (Phase.STEP,),
-                f"({e} + 4) B x sub-group {group:,}, or the fp64 norm of one partition",
+                f"{copies} B x sub-group {group:,}, or the fp64 norm of one partition",
             ),
-            *_gathered(ledger, setting),
+            Entry(
+                Item.FLATTENING,
+                Device.GPU,
+                0 if quantized else max(hooking_bytes(ledger, setting), FP32 * group - a * part - e * bucket),
+                (Phase.START,),
+                "one tensor gathered whole; or fp32 zeros of a sub-group, before gradients and bucket are there",
+            ),
+            Entry(Item.PERSISTENT, Device.GPU, again, (Phase.STEP,), "gathered again, less the step's temporaries"),
+            *(gathered_entries(ledger, setting) if d > 1 else ()),  # one rank's partitions are the parameters
         )
         .doing(_update(ledger, part), *_stage3_traffic(ledger, setting))
         .keys(zero_optimization=stage3_keys(model))
-    )
-
-
-def _gathered(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
-    e, model = ledger.computation.precision.bytes, setting.model
-    gathered = gathered_elements(ledger, model)
-    persistent = sum(
-        n * c
-        for t in (ledger.trainable, ledger.frozen)
-        for n, c in t.histogram
-        if n <= PERSISTENCE_PER_HIDDEN * model.hidden
-    )
-    copies = min(2 * prefetch_elements(model), gathered)
-    computing = (Phase.FORWARD, Phase.LOSS, *BACKWARDS)
-    return (
-        Entry(
-            Item.GATHERED,
-            Device.GPU,
-            e * (gathered + copies),
-            computing,
-            f"{e} B x (live {gathered:,} + prefetch copies {copies:,})",
-        ),
-        Entry(Item.PERSISTENT, Device.GPU, e * persistent, ALWAYS, f"{e} B x {persistent:,} elements of small tensors"),
     )
 
 

@@ -123,16 +123,16 @@ def run_engine(
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="trainplan-engine-") as folder:
         (Path(folder) / "spec.json").write_text(json.dumps(spec))
-        _launch(Path(folder), processes)
+        launch(Path(folder), processes)
         reports = [json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(processes)]
     return _collect(reports, wall_s=time.monotonic() - started_s)
 
 
-def _launch(folder: Path, processes: int) -> None:
-    """Run the worker under torchrun, in a session of its own so that nothing outlives a timeout."""
+def launch(folder: Path, processes: int, *, worker: str = WORKER) -> None:
+    """Run a worker under torchrun, in a session of its own so that nothing outlives a timeout."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
-        *("-m", WORKER, str(folder)),
+        *("-m", worker, str(folder)),
     ]
     log = folder / "output.txt"
     with log.open("wb") as output:

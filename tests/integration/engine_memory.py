@@ -33,17 +33,27 @@ CATEGORIES = {
 
 def held_bytes(engine: Any) -> dict[str, int]:
     """Bytes by category; the categories share no storage."""
+    return claimed(engine)[0]
+
+
+def claimed(engine: Any) -> tuple[dict[str, int], set[int]]:
+    """Bytes by category, and the storages that belong to one; the categories share no storage."""
     seen: set[int] = set()
     totals: Counter[str] = Counter()
     for name, tensors in _categories(engine):
         totals[name] += _claim(tensors, seen)
-    return {name: total for name, total in totals.items() if total}
+    return {name: total for name, total in totals.items() if total}, seen
 
 
 def _categories(engine: Any) -> Iterator[tuple[str, Any]]:
     """Each category with whatever nested containers of tensors the engine keeps for it."""
     optimizer, parameters = engine.optimizer, list(engine.module.parameters())
-    masters = [getattr(optimizer, name, None) for name in CATEGORIES["master"]]
+    names = (*CATEGORIES["master"], *CATEGORIES["master_stage_0"])
+    masters = [getattr(optimizer, name, None) for name in names]
+    staying = _staying(optimizer)
+    yield "master_staying", staying
+    yield "master_gradients_staying", [master.grad for master in staying]
+    yield "reduce_bucket", [bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()]
     for name, attributes in CATEGORIES.items():
         yield name, [getattr(optimizer, attribute, None) for attribute in attributes]
     trainable, frozen = [p for p in parameters if p.requires_grad], [p for p in parameters if not p.requires_grad]
@@ -54,9 +64,15 @@ def _categories(engine: Any) -> Iterator[tuple[str, Any]]:
     yield "gathered", [p.data for p in parameters]
     yield "gradients", [p.grad for p in parameters]
     yield "master_gradients", [master.grad for master in _tensors(masters)]
-    yield "reduce_bucket", [bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()]
     yield "moments", _states(getattr(engine, "basic_optimizer", None))
-    yield "moments_on_gpu", _states(getattr(optimizer, "backup_optimizer", None))  # Twin-Flow's share
+    yield "moments_staying", _states(getattr(optimizer, "backup_optimizer", None))
+    yield "buffers", list(engine.module.buffers())
+
+
+def _staying(optimizer: Any) -> list[torch.Tensor]:
+    """Masters of the sub-groups that a partial share leaves on the accelerator."""
+    places = getattr(optimizer, "subgroup_to_device", {})
+    return [optimizer.fp32_partitioned_groups_flat[i] for i, place in places.items() if place != "cpu"]
 
 
 def _states(optimizer: Any) -> list[Any]:
@@ -82,8 +98,8 @@ def _claim(container: Any, seen: set[int]) -> int:
     total = 0
     for tensor in _tensors(container):
         storage = tensor.untyped_storage()
-        if storage.nbytes() and storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
+        if storage.nbytes() and storage._cdata not in seen:
+            seen.add(storage._cdata)
             total += storage.nbytes()
     return total
 

@@ -128,17 +128,18 @@ def test_cutting_loses_no_element(tensors: Tensors, count: int) -> None:
 
 @given(numels, ranks)
 def test_touched_is_brute_force(tensors: Tensors, count: int) -> None:
-    """Whole tensors that overlap a rank's slice, for the worst rank."""
+    """Whole tensors that overlap a rank's slice, for the worst rank that holds one; with and without its padding."""
     size = flat_partition(tensors, count)
-    worst = 0
-    for rank in range(count):
+    worst = padded = 0
+    for rank in range(-(-tensors.total // size)):
         first, last, start, overlap = rank * size, (rank + 1) * size, 0, 0
         for numel in tensors.numels:
             overlap += numel if start < last and start + numel > first else 0
             start += numel
         worst = max(worst, overlap)
-    assert touched(tensors, count) == worst
-    assert -(-tensors.total // count) <= worst + 2 <= tensors.total + 2
+        padded = max(padded, overlap + max(0, last - tensors.total))
+    assert (touched(tensors, count), touched(tensors, count, padded=True)) == (worst, padded)
+    assert -(-tensors.total // count) <= padded <= tensors.total + 2 * count
 
 
 @settings(max_examples=30)

@@ -79,8 +79,9 @@ def test_touched_counts_whole_tensors_of_the_worst_rank() -> None:
 
 
 def test_touched_with_more_ranks_than_elements() -> None:
-    """Ranks whose slice is padding alone touch nothing."""
+    """Ranks whose slice is padding alone touch nothing; the second slice of 2 is half padding."""
     assert touched(Tensors((3,)), 64) == 3
+    assert touched(Tensors((3,)), 64, padded=True) == 3 + 1
 
 
 def test_later_keys_win_and_none_takes_away() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 from trainplan.planner.ledger import Device, Item, Phase, flat_partition, tensor_partition, touched
-from trainplan.planner.states import trained_tensors
+from trainplan.planner.states import sub_groups, trained_tensors
 from trainplan.planner.work import Resource
+from trainplan.planner.workload import Precision as Kind
+from trainplan.strategies.accumulation import GradientAccumulation
 from trainplan.strategies.offload_optimizer import GROUPS, NVME_SUB_GROUP_ELEMENTS, OffloadOptimizer, pinned
 from trainplan.strategies.optimizer import Optimizer
+from trainplan.strategies.precision import Precision
 from trainplan.strategies.zero import Zero
 
 from ..tiny import folded, llama, setting
@@ -79,6 +82,41 @@ def test_a_share_covers_every_element_on_either_side(groups: int) -> None:
     section = ledger.deepspeed["zero_optimization"]
     assert section["offload_optimizer"]["ratio"] == groups / GROUPS
     assert section["sub_group_size"] == PART // GROUPS
+
+
+def test_a_share_is_whole_sub_groups() -> None:
+    """The first int((1 - r) n) of n stay, with their fp32 gradients: they are not freed between steps."""
+    groups = sub_groups(TENSORS, 2, PART // GROUPS)
+    stay = sum(groups[: int((1 - 0.6) * len(groups))])
+    ledger = folded(Zero(3), OffloadOptimizer("cpu", 12))
+    assert 0 < stay < PART
+    assert ledger.bytes_of(Item.MASTER, Item.GRADIENTS_HOST, Item.MOMENTS) == (4 + 4 + 8) * stay
+    assert ledger.bytes_of(Item.MASTER, device=Device.HOST) == 4 * (PART - stay)
+    gradients = next(e for e in ledger.entries if e.item is Item.GRADIENTS_HOST and e.device is Device.HOST)
+    assert gradients.upper_bytes >= sum(pinned(4 * n) for n in groups[int((1 - 0.6) * len(groups)) :])
+
+
+def test_fp32_sums_stay_on_the_gpu_at_stage_2_and_leave_at_stage_3() -> None:
+    """Stage 2 keeps the fp32 slice where gradients are made; stage 3's buffer is pinned with the rest."""
+    fp32 = GradientAccumulation(Kind.FP32)
+    two = folded(fp32, Zero(2), OffloadOptimizer(), at=setting(micro_steps=2))
+    assert two.bytes_of(Item.GRADIENTS) == 4 * FLAT
+    assert two.bytes_of(Item.ACCUMULATED, device=Device.HOST) == 0
+    assert folded(fp32, Zero(3), OffloadOptimizer()).bytes_of(Item.GRADIENTS, device=Device.HOST) == 4 * PART
+
+
+def test_lion_keeps_a_second_state_on_the_host() -> None:
+    """DeepSpeedCPULion allocates a variance that it never uses: 8 bytes an element there, 4 on the GPU."""
+    lion = Optimizer("lion")
+    assert folded(lion, Zero(3), OffloadOptimizer()).bytes_of(Item.MOMENTS, device=Device.HOST) == 8 * PART
+    assert folded(lion, Zero(3)).bytes_of(Item.MOMENTS) == 4 * PART
+
+
+def test_fp16_looks_for_infinities_on_the_host() -> None:
+    """One flag of a byte for each gradient of the pinned buffer."""
+    ledger = folded(Precision(Kind.FP16), Zero(3), OffloadOptimizer())
+    assert ledger.bytes_of(Item.STEP_TEMPORARIES, device=Device.HOST) == PART
+    assert folded(Zero(3), OffloadOptimizer()).bytes_of(Item.STEP_TEMPORARIES, device=Device.HOST) == 0
 
 
 def test_a_larger_share_frees_the_gpu() -> None:

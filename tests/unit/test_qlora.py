@@ -48,10 +48,11 @@ def test_the_same_adapters_as_lora() -> None:
 
 
 def test_stage_3_cuts_the_nibbles_after_loading_them_whole() -> None:
-    """Every rank loads the quantised model before it is cut, so start-up holds it whole."""
+    """Every rank loads the quantised model before it is cut, so start-up holds it whole, what is not quantised too."""
     ledger = folded(Qlora(), Zero(3), at=setting(ranks=4))
     assert ledger.bytes_of(Item.QUANTIZED) == -(-(LINEAR // 2) // 4)
-    assert ledger.bytes_of(Item.QUANTIZED, Item.FLATTENING) == LINEAR // 2
+    assert ledger.bytes_of(Item.QUANTIZED, Item.FROZEN, Item.FLATTENING) == LINEAR // 2 + 2 * ledger.frozen.total
+    assert not ledger.zero_init
     assert ledger.by_phase(Device.GPU)[Phase.START] > ledger.bytes_of(Item.QUANTIZED)
 
 

@@ -25,7 +25,13 @@ def test_names_are_forgiving() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("fp32", "fp16")])
+def test_forbidden_fp32_sums_are_not_chosen() -> None:
+    """Where stage 2 would take its fp32 buffer by itself, sums then stay in the training precision."""
+    found = families(Choices(methods=(Method.FULL,), forbid=("grad-accum-fp32",)), llama())
+    assert {f.at(1, max(1, f.groups)).facts["gradient_accumulation"] for f in found} == {"bf16"}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("fp32", "fp16", "grad-accum-fp16")])
 def test_what_is_required_is_in_every_family(name: str) -> None:
     """Each required name is a fact of every family."""
     key, value = NAMES[name]
@@ -52,6 +58,9 @@ def test_what_is_forbidden_is_in_none(name: str) -> None:
         (("zero-2", "zero-3"), (), "contradicts"),
         (("zero-2", "offload-parameters-cpu"), (), "offload_param is silently ignored"),
         ((), tuple(f"zero-{s}" for s in range(4)), "nothing is left"),
+        (("grad-accum-bf16", "fp32"), (), "fp32 gradients summed in 16 bit"),
+        (("grad-accum-fp32", "zero-0"), (), "stage 0 sums gradients in the training precision"),
+        (("no-zero-init", "zero-2"), (), "there is no zero.Init to leave out"),
     ],
 )
 def test_contradictions_are_named(require: tuple[str, ...], forbid: tuple[str, ...], words: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trainplan.planner.computation import Adapters
-from trainplan.planner.ledger import Device, Item, Phase
+from trainplan.planner.ledger import Device, Item, Phase, Tensors
 from trainplan.planner.states import (
     baseline,
     frozen_tensors,
@@ -11,10 +13,12 @@ from trainplan.planner.states import (
     layer_elements,
     quantized_tensors,
     replicated,
+    sub_groups,
     trained_tensors,
     unquantized_tensors,
 )
 from trainplan.planner.work import Resource
+from trainplan.planner.workload import Precision
 
 from ..tiny import llama, setting
 
@@ -31,16 +35,36 @@ def test_every_rank_holds_everything() -> None:
         assert held == [2 * N, 4 * N, 8 * N, 2 * N]
 
 
-def test_the_step_adds_fp32_gradients_and_one_fp64_tensor() -> None:
-    """The largest tensor, an embedding, is cast to fp64 for the norm."""
+def test_the_step_adds_fp32_gradients() -> None:
+    """4 N; the fp64 norm of the largest tensor is taken before they are there, and here it is smaller."""
     ledger = replicated(baseline(setting()), setting())
-    assert ledger.by_phase(Device.GPU)[Phase.STEP] == (2 + 4 + 8 + 2) * N + 4 * N + 8 * EMBEDDING
+    assert 8 * EMBEDDING < 4 * N
+    assert ledger.by_phase(Device.GPU)[Phase.STEP] == (2 + 4 + 8 + 2) * N + 4 * N
+
+
+def test_a_step_on_zeros_is_taken_at_start_up() -> None:
+    """In 16 bit weights, master, moments, gradients and their fp32 copies are there before the first batch."""
+    ledger = replicated(baseline(setting()), setting())
+    assert ledger.by_phase(Device.GPU)[Phase.START] == (2 + 4 + 8) * N + (2 + 4) * N
 
 
 def test_nothing_is_reduced_on_one_rank() -> None:
-    """One rank has nobody to reduce with: the copy for the all-reduce is not there."""
-    ledger = replicated(baseline(setting(ranks=1)), setting(ranks=1))
-    assert ledger.bytes_of(Item.STEP_TEMPORARIES) == 4 * N + 8 * EMBEDDING
+    """fp32 gradients are flattened for the all-reduce; one rank has nobody to reduce with."""
+    for ranks, copy in ((1, 0), (2, 4 * N)):
+        at = setting(ranks=ranks)
+        start = baseline(at)
+        fp32 = replace(start, computation=replace(start.computation, precision=Precision.FP32))
+        ledger = replicated(fp32, at)
+        assert ledger.bytes_of(Item.GRADIENT_FLATTENING) == copy
+        assert ledger.by_phase(Device.GPU)[Phase.STEP] == (4 + 8 + 4) * N + copy
+
+
+def test_a_sub_group_is_closed_by_the_tensor_that_fills_it() -> None:
+    """Partitions of 4, 1, 1 and 3 elements: 4 fills the first group of 4; 1 + 1 + 3 the second."""
+    tensors = Tensors((8, 2, 2, 6))
+    assert sub_groups(tensors, 2, 4) == (4, 1 + 1 + 3)
+    assert sub_groups(tensors, 2, 2) == (4, 1 + 1, 3)
+    assert sub_groups(tensors, 2, 9) == (9,)
 
 
 def test_the_gradient_waits_for_the_next_micro_step() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from trainplan.planner.ledger import Device, Item, Ledger, Phase, flat_partition, tensor_partition, touched
-from trainplan.planner.states import trained_tensors
+from trainplan.planner.states import SUB_GROUP_ELEMENTS, sub_groups, trained_tensors
 from trainplan.planner.work import Resource, When
 from trainplan.planner.workload import Precision as Kind
 from trainplan.strategies import zero
+from trainplan.strategies.accumulation import GradientAccumulation
 from trainplan.strategies.precision import Precision
 from trainplan.strategies.zero import Zero
 
@@ -108,15 +109,51 @@ def test_stage_3_gathers_two_layers_and_the_largest_tensor() -> None:
 
 
 def test_stage_3_keeps_norms_whole() -> None:
-    """Nine norms of 256 are below 10 h = 2,560 elements."""
+    """Nine norms of 256 are below 10 h = 2,560 elements; three ranks pad each to 258; the step gives them up."""
     assert folded(Zero(3)).bytes_of(Item.PERSISTENT) == 2 * 9 * 256
+    assert folded(Zero(3), at=setting(ranks=3)).bytes_of(Item.PERSISTENT) == 2 * 9 * 258
+    assert Phase.STEP not in phases_of(folded(Zero(3)), Item.PERSISTENT)
+
+
+def test_stage_1_sums_in_fp32_whole() -> None:
+    """Another optimizer: 4 N fp32 from start-up on, 2 N in .grad, no bucket; then a 16-bit copy is reduced."""
+    flat, part = 2 * flat_partition(TENSORS, 2), flat_partition(TENSORS, 2)
+    ledger = folded(GradientAccumulation(Kind.FP32), Zero(1))
+    assert ledger.bytes_of(Item.GRADIENTS) == 4 * flat + 2 * N
+    assert ledger.bytes_of(Item.REDUCE_BUCKET) == 0
+    assert ledger.by_phase(Device.GPU)[Phase.START] == 2 * flat + 4 * part + 4 * flat
+    assert ledger.by_phase(Device.GPU)[Phase.STEP] == 2 * flat + (4 + 8) * part + 4 * flat + 2 * N + 2 * flat
+    assert ledger.deepspeed["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_required_sums_are_kept() -> None:
+    """Stage 2 takes the type that is required, not the smaller one; stage 3's buffer has its bytes."""
+    at = setting(micro_steps=2)
+    bf16, fp32 = GradientAccumulation(Kind.BF16), GradientAccumulation(Kind.FP32)
+    assert folded(bf16, Zero(2), at=at).bytes_of(Item.GRADIENTS) == 2 * touched(TENSORS, 2)
+    assert folded(fp32, Zero(2)).bytes_of(Item.GRADIENTS) == 4 * flat_partition(TENSORS, 2)
+    part = tensor_partition(TENSORS, 2)
+    assert folded(bf16, Zero(3)).bytes_of(Item.GRADIENTS) == 2 * part
+    assert folded(fp32, Zero(3)).bytes_of(Item.GRADIENTS) == 4 * part
+    assert folded(fp32, Zero(3)).bytes_of(Item.STEP_TEMPORARIES) == 4 * part
+
+
+@pytest.mark.parametrize(("kind", "size"), [(Kind.BF16, 2), (Kind.FP32, 4)])
+def test_start_up_is_flattening_or_zeros(kind: Kind, size: int) -> None:
+    """Stages 1 and 2: the module beside its flat copy, or flat copy, master and as many zeros: whichever is more."""
+    for ranks in (1, 2, 8):
+        part = flat_partition(TENSORS, ranks)
+        start = folded(Precision(kind), Zero(2), at=setting(ranks=ranks)).by_phase(Device.GPU)[Phase.START]
+        assert start == max(2 * size * part * ranks, size * part * ranks + (4 + 4) * part)
 
 
 def test_stage_3_step_is_bounded_by_the_sub_group() -> None:
     """6 bytes an element of one sub-group: here the whole partition, in a large model 1e8 and one tensor's part."""
     assert folded(Zero(3)).bytes_of(Item.STEP_TEMPORARIES) == 6 * tensor_partition(TENSORS, 2)
     big = trained_tensors(llama(hidden=2048, layers=8, intermediate=8192, vocab=32000), None)
-    assert zero.sub_group_elements(big, 2) == 100_000_000 + 32000 * 2048 // 2 < tensor_partition(big, 2)
+    groups = sub_groups(big, 2, 100_000_000)
+    assert zero.sub_group_elements(big, 2) == max(groups) < 100_000_000 + 32000 * 2048 // 2
+    assert sum(groups) == tensor_partition(big, 2)
 
 
 def test_emitted_sizes_are_the_ledgers() -> None:
@@ -125,7 +162,7 @@ def test_emitted_sizes_are_the_ledgers() -> None:
     assert section["reduce_bucket_size"] == BUCKET == folded(Zero(3)).bytes_of(Item.REDUCE_BUCKET) // 2
     assert section["stage3_prefetch_bucket_size"] == int(0.9 * BUCKET)
     assert section["stage3_param_persistence_threshold"] == 10 * 256
-    assert section["sub_group_size"] == zero.SUB_GROUP_ELEMENTS
+    assert section["sub_group_size"] == SUB_GROUP_ELEMENTS
     assert section["stage3_max_live_parameters"] == section["stage3_max_reuse_distance"] == 2 * LAYER
 
 
