@@ -75,6 +75,12 @@ wheel: $(TEST_ENV)/.project ## install the built wheel alone and use it
 bench: $(TEST_ENV)/.project ## time the program
 	$(TEST)/python tests/bench/run.py
 
+.PHONY: evidence
+evidence: $(TEST_ENV)/.project ## compare with engines, traces and published runs; print the tables of the evidence page
+	$(TEST)/pytest -q tests/integration/test_against_deepspeed_engine.py
+	$(TEST)/python -m tests.evidence.traces
+	$(TEST)/python -m tests.evidence.report
+
 .PHONY: evidence-gpu
 evidence-gpu: $(TEST_ENV)/.project ## measure memory on a GPU: make evidence-gpu GPU_ARGS="--list" needs none
 	$(TEST)/python -m tests.evidence $(GPU_ARGS)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import estimate, load_model, plan, trace
+    from .api import estimate, load_model, plan, trace, validate
 
-__all__ = ["__version__", "estimate", "load_model", "plan", "trace"]
+__all__ = ["__version__", "estimate", "load_model", "plan", "trace", "validate"]
 
 
 def __getattr__(name: str) -> Any:

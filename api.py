@@ -8,8 +8,9 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .planner import catalog
@@ -17,7 +18,7 @@ from .planner.candidate import Candidate, Constraint, assess, constraints, step_
 from .planner.computation import Adapters, default_targets
 from .planner.decide import Search, alternatives, decide, frontier
 from .planner.emit.deepspeed import ds_config
-from .planner.errors import InputError, NoPlan
+from .planner.errors import InputError, NoPlan, listed
 from .planner.hardware import Offer, Tier
 from .planner.machines import machine_for, offers_for, parse_gpus
 from .planner.model import Model
@@ -42,7 +43,18 @@ from .planner.workload import Method, Precision
 from .strategies.offload_optimizer import GROUPS
 from .strategies.space import NAMES, Choices, families, known_name, one_family
 
-__all__ = ["Estimate", "Refused", "estimate", "load_model", "no_plan", "plan", "request", "trace", "why_not"]
+__all__ = [
+    "Estimate",
+    "Refused",
+    "estimate",
+    "load_model",
+    "no_plan",
+    "plan",
+    "request",
+    "trace",
+    "validate",
+    "why_not",
+]
 
 if TYPE_CHECKING:
     from .strategies.traced import Traced
@@ -186,7 +198,11 @@ class Estimate:
 
     request: Request
     candidate: Candidate
-    rows: tuple[StackRow, ...]
+
+    @cached_property
+    def rows(self) -> tuple[StackRow, ...]:
+        """The ledger after each strategy."""
+        return _rows(self.candidate)
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
@@ -304,7 +320,7 @@ def _fixed(
     if refusals:
         raise InputError(f"strategies: {refusals[0]}; choose another")
     candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
-    return Estimate(request=wanted, candidate=candidate, rows=_rows(candidate))
+    return Estimate(request=wanted, candidate=candidate)
 
 
 def _setting(model: Model, wanted: Request, offer: Offer, gpus: int, micro_batch: int) -> Setting:
@@ -452,6 +468,34 @@ def _remedy(model: Model, asked: Request, zero: int | None) -> Candidate | None:
         if found:
             return found[0]
     return None
+
+
+def validate(path: str, *, grades: Sequence[str] = ("A", "B", "M"), good_rows: bool = False) -> dict[str, Any]:
+    """How far predictions are from the measured runs of a table: memory, time, and whether they fit.
+
+    Args:
+        path: a CSV; docs/reference/measurements.md describes its columns.
+        grades: values of the column ``quality`` that are judged; rows without a grade always are.
+        good_rows: judge the good rows of a table that has problems.
+
+    Returns:
+        The JSON document: ``memory`` and ``time`` with rows, scored, unsupported, mape_percent, median_percent,
+        bias_percent, within_band_percent, by_source, worst; ``fit`` with true_fit, false_fit, true_oom, false_oom.
+
+    Raises:
+        InputError: no such table; or it has problems, which are all listed, and ``good_rows`` is not given.
+    """
+    from pathlib import Path
+
+    from .planner.measurements import score
+    from .planner.measurements.document import document
+    from .planner.measurements.table import read_table
+    from .strategies.measured import predict
+
+    table = read_table(Path(path))
+    if table.problems and not good_rows:
+        raise InputError(f"correct these, or judge the other rows with --good-rows: {listed(table.problems)}")
+    return document(score.validate(table, predict, grades=grades))
 
 
 def trace(

@@ -13,7 +13,7 @@ from .candidate import step_parts
 from .family import Family
 from .hardware import Gpu, Node
 from .ledger import ALWAYS, Device, Ledger, Phase
-from .memory import fixed_device_bytes, fragmentation_share, host_memory, nvme_memory
+from .memory import fixed_device_bytes, host_memory, needed_share, nvme_memory
 from .program import Box, Line, Part, Row
 from .time import PartTime
 from .transform import Setting
@@ -43,7 +43,7 @@ def _line(values: Sequence[float], box: Box) -> Line:
 
 def gpu_rows(corners: Sequence[Ledger], box: Box, setting: Setting, gpu: Gpu) -> tuple[Row, ...]:
     """One row per phase: the upper bound, or where layers differ a line below it."""
-    factor = (1 + fragmentation_share(upper=True)) / GIB
+    factor = (1 + needed_share()) / GIB
     fixed = fixed_device_bytes(setting.world_size, upper=True) / GIB
     phases = [corner.by_phase(Device.GPU, upper=True) for corner in corners]
     excess = _excess(corners[0], box, setting)

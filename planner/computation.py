@@ -44,9 +44,16 @@ def default_targets(model: Model) -> tuple[str, ...]:
     """What adapters go on where the user names nothing: every linear layer, or in mixtures the attention's alone.
 
     peft 0.21.2 treats stacked experts and routers in a way of its own under "all-linear" (twice the rank, dense MLPs
-    left out), so that a mixture's adapters are named one by one instead.
+    left out), so that a mixture's adapters are named one by one instead. Of Mamba-1's projections it refuses out_proj,
+    and the mixer's fused function reads the weights of the others itself, so that their adapters would learn nothing.
+
+    Source:
+        peft 0.21.2 tuners/tuners_utils.py ``_check_lora_target_modules_mamba``; transformers 5.23.0
+        models/mamba/modeling_mamba.py ``MambaMixer.forward``.
     """
     blocks = [block for block, _ in model.distinct_blocks]
+    if all(block.ssm is not None and block.mlp is None for block in blocks):
+        return ("in_proj",)
     if not any(p.kind is ParameterKind.EXPERTS for block in blocks for p in block.parameters):
         return ()
     linear = (p for block in blocks for p in block.parameters if p.kind is ParameterKind.LINEAR)

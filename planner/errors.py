@@ -11,7 +11,7 @@ Law of messages: where: what is wrong, what was given; what is allowed; what to 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class TrainplanError(Exception):
@@ -48,3 +48,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+MOST_LISTED = 15  # problems that one message spells out
+
+
+def listed(problems: Sequence[str]) -> str:
+    """All problems of a file on one line, not without end.
+
+    >>> listed(["a: wrong", "b: wrong"])
+    '2 problems: a: wrong; b: wrong'
+    """
+    if len(problems) == 1:
+        return problems[0]
+    more = len(problems) - MOST_LISTED
+    shown = "; ".join(problems[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
+    return f"{len(problems)} problems: {shown}"

@@ -41,8 +41,10 @@ def activation_entries(model: Model, computation: Computation, seq_len: int, mic
     """
     sums = layer_sums(model, computation, seq_len, micro_batch)
     loss = loss_bytes(model, computation, seq_len, micro_batch)
-    head = head_saved_bytes(model, computation, seq_len, micro_batch)
+    ends = bool(model.head) or model.tied  # a pipeline's earlier stages have neither
+    head = head_saved_bytes(model, computation, seq_len, micro_batch) if ends else 0
     forward = forward_bytes(model, computation, seq_len, micro_batch)
+    logits = max(loss.forward, loss.backward) if ends else 0
     constant = constant_bytes(model, computation, seq_len, micro_batch)
     known = certainty(model)
     where = Device.HOST if computation.checkpoints_on_host else Device.GPU
@@ -71,7 +73,7 @@ def activation_entries(model: Model, computation: Computation, seq_len: int, mic
             f"forward pass of one layer, {tokens}",
         ),
         line(Item.HEAD, head, (Phase.FORWARD, Phase.LOSS), tokens),
-        line(Item.LOGITS, max(loss.forward, loss.backward), (Phase.LOSS,), f"vocabulary {model.vocab:,}, {tokens}"),
+        line(Item.LOGITS, logits, (Phase.LOSS,), f"vocabulary {model.vocab:,}, {tokens}"),
         line(Item.CONSTANTS, constant, COMPUTING, tokens),
     )
 

@@ -53,10 +53,18 @@ BACKWARDS = (Phase.BACKWARD, Phase.RECOMPUTE, Phase.BACKWARD_END)
 class Certainty(Enum):
     """How a line's bytes are known."""
 
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
+
     EXACT = "exact"  # arithmetic on tensors that a real engine was seen to hold
     TRACED = "traced"  # closed form checked against a traced model
     MEASURED = "measured"
     ASSUMED = "assumed"
+
+
+# How far a line may be off, as a share of its bytes. TRACED: the bound of tests/oracles/test_ledger_against_trace.py.
+# ASSUMED: layouts of other frameworks, by their measured runs (docs/reference/evidence.md). Lines with a bound of their
+# own state it besides.
+MARGINS = {Certainty.EXACT: 0.0, Certainty.TRACED: 0.02, Certainty.MEASURED: 0.03, Certainty.ASSUMED: 0.03}
 
 
 class Item(Enum):
@@ -93,6 +101,7 @@ class Item(Enum):
     LOGITS = ("logits and loss", "A5")
     HEAD = ("final norm and head input", "A6")
     CONSTANTS = ("rotary tables and masks", "A7")
+    WAITING = ("activations of other micro-batches in flight", "A8")
     PROCESS = ("process and libraries", "F3")
     LOADING = ("model loading", "F4")
     SAVING = ("checkpoint saving", "F5")
@@ -123,8 +132,15 @@ class Entry:
 
     @property
     def upper_bytes(self) -> int:
-        """The bytes that decide what fits."""
-        return max(self.bytes, self.upper)
+        """The bytes that decide what fits: what the line itself states, and what its certainty leaves open."""
+        most = self.bytes + self.margin_bytes
+        return most if most > self.upper else self.upper
+
+    @property
+    def margin_bytes(self) -> int:
+        """How far the line may be off, by its certainty."""
+        share = MARGINS[self.certainty]
+        return int(self.bytes * share) if share else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,6 +338,10 @@ class Ledger:
                 point[phase] += size
                 upper[phase] += most
         return totals
+
+    def lowest(self, device: Device, phase: Phase) -> int:
+        """The least that the lines of a phase are expected to be together."""
+        return sum(e.bytes - e.margin_bytes for e in self.entries if e.device is device and phase in e.phases)
 
     def peak(self, device: Device, *, upper: bool = False) -> int:
         """Maximum over the phases."""

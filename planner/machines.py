@@ -9,9 +9,8 @@ from . import catalog
 from .errors import InputError
 from .hardware import Node, Offer
 from .request import Request
-from .units import GIB
+from .units import GBIT_BYTES, GIB
 
-GBIT_BYTES = 1e9 / 8
 OWN_GPUS_PER_NODE = 8
 _COUNTED = re.compile(r"([0-9]{1,6})x(.+)")
 

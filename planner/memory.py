@@ -1,13 +1,42 @@
-"""Does it fit: allocated, reserved and device memory, each a point estimate, and the upper bound that decides."""
+"""Does it fit: allocated, reserved and device memory, each a point and a range, and the upper bound that decides."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
 
 from .hardware import Gpu, Node
-from .ledger import Device, Ledger, Phase
+from .ledger import TRAINING, Device, Ledger, Phase
 from .overheads import overhead
 from .units import GIB
+
+
+class Allocator(Enum):
+    """How PyTorch's caching allocator keeps what tensors gave back."""
+
+    EXPANDABLE = "expandable"  # expandable_segments, as our launch command sets it
+    NATIVE = "native"  # segments of fixed size, the same shapes in every step
+    VARYING = (
+        "varying"  # segments of fixed size, sequences of changing length: what is not held always is kept in parts
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A figure with the range it is expected in."""
+
+    low: int
+    point: int
+    upper: int
+
+    def holds(self, value: float) -> bool:
+        """Whether a measured value lies inside.
+
+        >>> Band(1, 2, 3).holds(2.5)
+        True
+        """
+        return self.low <= value <= self.upper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,11 +44,26 @@ class GpuMemory:
     """One GPU. Three numbers, never mixed: tensors, what the allocator holds for them, what the driver shows."""
 
     capacity_bytes: int
-    allocated_bytes: int
-    reserved_bytes: int
-    device_bytes: int
-    upper_bound_bytes: int
+    allocated: Band
+    reserved: Band
+    device: Band
+    upper_bound_bytes: int  # what cannot be given back before an out-of-memory; decides what fits
     fullest: Phase
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Expected peak of torch.cuda.max_memory_allocated."""
+        return self.allocated.point
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Expected peak of torch.cuda.max_memory_reserved."""
+        return self.reserved.point
+
+    @property
+    def device_bytes(self) -> int:
+        """Expected peak of what nvidia-smi shows."""
+        return self.device.point
 
     @property
     def fits(self) -> bool:
@@ -51,36 +95,104 @@ class StoreMemory:
 
 
 def fixed_device_bytes(world_size: int, *, upper: bool) -> int:
-    """Bytes per GPU that are no tensors: context, workspaces, communicators."""
-    names = ("context", "collectives") if world_size > 1 else ("context",)
-    return round(GIB * sum(overhead(n).upper if upper else overhead(n).point for n in names))
+    """Bytes per GPU that are no tensors: context, workspaces, the communicator of all ranks."""
+    fixed = fixed_band(1 if world_size > 1 else 0)
+    return fixed.upper if upper else fixed.point
 
 
-def fragmentation_share(*, upper: bool) -> float:
-    """Share of the allocated bytes that the allocator holds on top."""
-    figure = overhead("fragmentation")
-    return figure.upper if upper else figure.point
+@lru_cache(maxsize=64)
+def fixed_band(communicators: int) -> Band:
+    """Context and workspaces, and a set of buffers for each group of ranks that communicates. Memory model §F2."""
+    context, each = overhead("context"), overhead("collectives")
+    low, point, upper = (
+        round(GIB * (one + communicators * more))
+        for one, more in ((context.low, each.low), (context.point, each.point), (context.upper, each.upper))
+    )
+    return Band(low, point, upper)
+
+
+def needed_share() -> float:
+    """Upper end of the share of allocated bytes that the allocator cannot do without: decides what fits."""
+    return overhead("needed").upper
+
+
+def gpu_upper_bound_bytes(ledger: Ledger, communicators: int) -> int:
+    """What one GPU must have: tensors, what the allocator cannot do without, and what is fixed, at their upper ends."""
+    tensors = ledger.peak(Device.GPU, upper=True)
+    return round(tensors * (1 + needed_share())) + fixed_band(communicators).upper
+
+
+def gpu_fits(ledger: Ledger, gpu: Gpu, world_size: int) -> bool:
+    """Whether the upper bound is within the capacity; `gpu_memory` says the rest."""
+    return gpu_upper_bound_bytes(ledger, 1 if world_size > 1 else 0) <= gpu.memory_bytes
 
 
 def gpu_memory(ledger: Ledger, gpu: Gpu, world_size: int) -> GpuMemory:
-    """Peak of one GPU against what the driver reports.
+    """Peak of one GPU against what the driver reports, under the allocator that our launch command sets.
 
     reserved = allocated (1 + fragmentation); device = reserved + context + communicators; the upper bound takes every
     term at its upper end. Memory model §F1, §F2.
     """
+    return memory_of(ledger, gpu.memory_bytes, communicators=1 if world_size > 1 else 0)
+
+
+def memory_of(
+    ledger: Ledger, capacity_bytes: int, *, communicators: int, allocator: Allocator = Allocator.EXPANDABLE
+) -> GpuMemory:
+    """Peak of one GPU of any capacity.
+
+    Args:
+        ledger: its lines.
+        capacity_bytes: what the driver reports.
+        communicators: groups of ranks that communicate.
+        allocator: what is kept of memory that tensors gave back.
+
+    Returns:
+        Bytes. Cached segments are given back before an out-of-memory, so that neither reserved nor device memory
+        exceeds the capacity unless tensors do.
+    """
     phases = ledger.by_phase(Device.GPU)
     fullest = max(phases, key=lambda phase: phases[phase])
-    allocated, worst = phases[fullest], ledger.peak(Device.GPU, upper=True)
-    reserved = round(allocated * (1 + fragmentation_share(upper=False)))
+    allocated = Band(ledger.lowest(Device.GPU, fullest), phases[fullest], ledger.peak(Device.GPU, upper=True))
+    fixed = fixed_band(communicators)
+    held = _reserved(allocated, min(phases[p] for p in TRAINING), allocator)
+    room = capacity_bytes - fixed.point
+    reserved = Band(
+        *(max(tensors, min(size, room)) for tensors, size in zip(_ends(allocated), _ends(held), strict=True))
+    )
     return GpuMemory(
-        capacity_bytes=gpu.memory_bytes,
-        allocated_bytes=allocated,
-        reserved_bytes=reserved,
-        device_bytes=reserved + fixed_device_bytes(world_size, upper=False),
-        upper_bound_bytes=round(worst * (1 + fragmentation_share(upper=True)))
-        + fixed_device_bytes(world_size, upper=True),
+        capacity_bytes=capacity_bytes,
+        allocated=allocated,
+        reserved=reserved,
+        device=_on_device(reserved, fixed, capacity_bytes),
+        upper_bound_bytes=gpu_upper_bound_bytes(ledger, communicators),
         fullest=fullest,
     )
+
+
+def _on_device(reserved: Band, fixed: Band, capacity_bytes: int) -> Band:
+    """With context and communicators; not more than there is, where the expected value is not."""
+    point = reserved.point + fixed.point
+    return Band(reserved.low + fixed.low, point, max(point, min(reserved.upper + fixed.upper, capacity_bytes)))
+
+
+def _ends(band: Band) -> tuple[int, int, int]:
+    return band.low, band.point, band.upper
+
+
+def _reserved(allocated: Band, lasting_bytes: int, allocator: Allocator) -> Band:
+    """Allocated memory and its share on top; of varying shapes only what comes and goes is kept in parts."""
+    share = overhead(FRAGMENTATION[allocator])
+    lasting = lasting_bytes if allocator is Allocator.VARYING else 0
+    ends = zip(_ends(allocated), (share.low, share.point, share.upper), strict=True)
+    return Band(*(round(size + max(0, size - lasting) * part) for size, part in ends))
+
+
+FRAGMENTATION = {
+    Allocator.EXPANDABLE: "fragmentation",
+    Allocator.NATIVE: "fragmentation_native",
+    Allocator.VARYING: "fragmentation_varying",
+}
 
 
 def host_memory(ledger: Ledger, node: Node, ranks_per_node: int) -> StoreMemory:

@@ -250,6 +250,14 @@ def _gpu_document(memory: GpuMemory, ledger: Ledger) -> dict[str, Any]:
         "reserved_bytes": memory.reserved_bytes,
         "device_bytes": memory.device_bytes,
         "upper_bound_bytes": memory.upper_bound_bytes,
+        "ranges": {
+            name: {"low_bytes": band.low, "upper_bytes": band.upper}
+            for name, band in (
+                ("allocated", memory.allocated),
+                ("reserved", memory.reserved),
+                ("device", memory.device),
+            )
+        },
         "fits": memory.fits,
         "fullest_phase": memory.fullest.value,
         "phases": {phase.value: size for phase, size in ledger.by_phase(Device.GPU).items()},

@@ -66,6 +66,13 @@ class Request:
         return 1 << max(0, round(math.log2(max(1.0, DEFAULT_BATCH_TOKENS / self.seq_len))))
 
     @property
+    def _batches(self) -> str:
+        """How sequences fill a batch."""
+        if "padded-batches" in self.require:
+            return "batches padded to the longest, for which the plan is"
+        return "every batch full (packed)"
+
+    @property
     def budget_usd(self) -> float:
         """Dollars, infinite where there is no limit."""
         return float(self.budget) if isinstance(self.budget, int | float) else math.inf
@@ -155,7 +162,7 @@ class Request:
         targets = ", ".join(self.lora_targets or default_targets(model)) or "every linear layer"
         rows = (
             ("tokens", count(self.tokens), "tokens"),
-            ("sequence length", f"{self.seq_len:,} tokens, every batch full (packed)", "seq_len"),
+            ("sequence length", f"{self.seq_len:,} tokens, {self._batches}", "seq_len"),
             (
                 "global batch",
                 f"{self.sequences:,} sequences = {count(self.sequences * self.seq_len)} tokens",

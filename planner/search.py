@@ -17,7 +17,7 @@ from .columns import admitted_groups, box_of, corners_of, gpu_rows, parts_of, st
 from .cost import run_cost
 from .family import Family
 from .hardware import Node, Offer
-from .memory import gpu_memory, host_memory, nvme_memory
+from .memory import gpu_fits, host_memory, nvme_memory
 from .program import TIE, Box, Column, Part, Row
 from .time import refusal
 from .transform import Setting
@@ -229,7 +229,7 @@ def _add(space: Space, setting: Setting, family: Family, offers: Sequence[Offer]
         space.dropped[refused] += 1
         return True
     leanest = folded(family, setting, box.high_layers, box.high_groups)
-    if not gpu_memory(leanest, node.gpu, setting.world_size).fits:
+    if not gpu_fits(leanest, node.gpu, setting.world_size):
         if setting.micro_batch == 1:
             space.misses += [Point(offer=offer, family=family, setting=setting) for offer in offers]
         return False
@@ -325,7 +325,7 @@ def _fits(space: Space, key: int, layers: int, groups: int) -> bool:
     ledger = folded(p.family, p.setting, layers, groups)
     node, ranks = p.offer.node, p.setting.ranks_per_node
     return (
-        gpu_memory(ledger, node.gpu, p.setting.world_size).fits
+        gpu_fits(ledger, node.gpu, p.setting.world_size)
         and host_memory(ledger, node, ranks).fits
         and nvme_memory(ledger, node, ranks).fits
     )

@@ -7,6 +7,7 @@ import re
 
 from .errors import InputError
 
+GBIT_BYTES = 1e9 / 8  # bytes of a Gbit
 GIB = 2**30
 MIB = 2**20
 GIGA = 1e9

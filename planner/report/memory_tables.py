@@ -26,12 +26,37 @@ def gpu_text(gpu: Document) -> str:
     verdict = f"fits, {gib(spare)} to spare" if gpu["fits"] else f"does not fit, {gib(-spare)} short"
     limit = f"of {gib(capacity)} that driver and torch report: {verdict}"
     steps = (
-        (f"tensors at the peak ({phase_name(peak)})", gib(gpu["allocated_bytes"]), "", "allocated"),
-        ("+ fragmentation", gib(gpu["reserved_bytes"]), "§F1", "reserved: what PyTorch holds"),
-        ("+ CUDA context, communicators", gib(gpu["device_bytes"]), "§F2", "on the device: what nvidia-smi shows"),
-        ("upper bound of all of these", gib(gpu["upper_bound_bytes"]), "", limit),
+        (f"tensors at the peak ({phase_name(peak)})", *_figure(gpu, "allocated"), "", "allocated"),
+        ("+ cached by the allocator", *_figure(gpu, "reserved"), "§F1", "reserved: what PyTorch holds"),
+        ("+ CUDA context, communicators", *_figure(gpu, "device"), "§F2", "on the device: what nvidia-smi shows"),
+        ("upper bound of what is needed", gib(gpu["upper_bound_bytes"]), "", "§F1", limit),
     )
-    return f"GPU memory of one GPU, GiB by phase\n{_by_phase(gpu, 1)}\n\n{table(steps, align='lrll', indent='  ')}"
+    figures = table(steps, align="lrlll", indent="  ")
+    return f"GPU memory of one GPU, GiB by phase\n{_by_phase(gpu, 1)}\n\n{figures}\n\n{_known_text(gpu)}"
+
+
+KNOWN = {
+    "exact": "exact: a DeepSpeed engine's own tensors",
+    "traced": "traced from the model's operations",
+    "measured": "measured",
+    "assumed": "assumed",
+}
+
+
+def _known_text(gpu: Document) -> str:
+    """How the bytes of the peak are known."""
+    totals: Counter[str] = Counter()
+    for entry in gpu["entries"]:
+        if gpu["fullest_phase"] in entry["phases"]:
+            totals[entry["certainty"]] += entry["bytes"]
+    parts = [f"{gib(size)} {KNOWN[name]}" for name, size in totals.most_common() if size]
+    return f"  of the tensors at the peak {'; '.join(parts)}"
+
+
+def _figure(gpu: Document, name: str) -> tuple[str, str]:
+    """The expected value, and the range it is expected in."""
+    low, upper = (gpu["ranges"][name][f"{end}_bytes"] / GIB for end in ("low", "upper"))
+    return gib(gpu[f"{name}_bytes"]), f"{low:,.2f} to {upper:,.2f}"
 
 
 def store_text(name: str, store: Document) -> str:

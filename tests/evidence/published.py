@@ -16,6 +16,9 @@ from .baseline import usual_formula_bytes
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 GRADES = ("A", "B")
+FIT_HEADER = ("observed", "said to fit", "said not to fit")
+UNSCORED_HEADER = ("reason", "memory rows", "fit rows")
+SAME_CASE_HEADER = ("calculator", "GiB", "what it counts")
 MEMORY_HEADER = ("source", "rows", "scored", "MAPE", "median", "bias", "in range", "usual formula, MAPE")
 
 

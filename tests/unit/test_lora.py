@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trainplan.planner.computation import Adapters
+from trainplan.planner.computation import Adapters, default_targets
 from trainplan.planner.ledger import Item
-from trainplan.planner.models import adapter_parameters
+from trainplan.planner.models import adapter_parameters, catalog_model
 from trainplan.strategies.lora import Lora
 from trainplan.strategies.zero import Zero
 
@@ -44,3 +44,8 @@ def test_targets_must_exist() -> None:
     """A name that no weight has is refused with that name."""
     assert "c_attn" in str(Lora(Adapters(targets=("c_attn",))).accepts(setting()))
     assert Lora().accepts(setting()) is None
+
+
+def test_mamba_adapts_its_input_projection_alone() -> None:
+    """peft refuses out_proj there, and the fused mixer reads the weights of the other projections past any adapter."""
+    assert default_targets(catalog_model("Mamba-2.8B")) == ("in_proj",)

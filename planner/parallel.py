@@ -1,0 +1,165 @@
+"""Tensor, pipeline, context and expert parallelism as one rank's share of a model.
+
+Symbols: t tensor-parallel, p pipeline-parallel, c context-parallel, x expert-parallel size; L layers, m micro-batches
+of one optimizer step.
+
+A rank's share is again a `Model`, so that state lines and closed forms of activations apply to it unchanged.
+
+Source:
+    Shoeybi et al. 2019 (arXiv:1909.08053) §3: heads, MLP width and vocabulary are cut; Narayanan et al. 2021
+    (arXiv:2104.04473) §2.2: layers are cut into stages; Korthikanti et al. 2022 (arXiv:2205.05198) §4.2.2: sequence
+    parallelism cuts what tensor parallelism leaves whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from .model import Attention, Block, Mlp, Model, Parameter, ParameterKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How one copy of a model is cut over ranks; data parallelism multiplies it.
+
+    >>> Split(tensor=8, pipeline=12).ranks
+    96
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual: int = 1  # model chunks of one pipeline rank (interleaved schedule)
+    context: int = 1
+    expert: int = 1
+    sequence: bool = False  # Megatron's sequence parallelism: norms and residuals are cut over the tensor ranks
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that hold one copy; expert parallelism re-uses data-parallel ranks."""
+        return self.tensor * self.pipeline * self.context
+
+
+WHOLE = Split()
+
+
+def problems(model: Model, split: Split) -> list[str]:
+    """What cannot be cut, in words."""
+    heads = [b.attention.heads for b, _ in model.distinct_blocks if b.attention]
+    experts = [b.mlp.experts for b, _ in model.distinct_blocks if b.mlp and b.mlp.experts]
+    found = []
+    if any(n % split.tensor for n in heads):
+        found.append(f"{split.tensor} tensor-parallel ranks do not divide {heads[0]} heads")
+    if split.pipeline > model.layers:
+        found.append(f"{split.pipeline} pipeline stages for {model.layers} layers")
+    if any(n % split.expert for n in experts):
+        found.append(f"{split.expert} expert-parallel ranks do not divide {experts[0]} experts")
+    return found
+
+
+@lru_cache(maxsize=512)
+def stage(model: Model, split: Split, index: int) -> Model:
+    """What one rank of pipeline stage ``index`` holds.
+
+    Args:
+        model: the whole.
+        split: t, p and x.
+        index: 0 is the first stage; it has the embedding, the last one the head (and the tied embedding again).
+
+    Returns:
+        A model of ceil(L / p) layers of a/t heads, f/t intermediate features, V/t vocabulary and E/x experts.
+
+    >>> from trainplan.planner.models import load_model
+    >>> whole = load_model("llama-2-70b")
+    >>> stage(whole, Split(tensor=8, pipeline=4), 1).layers
+    20
+    """
+    if split == WHOLE or (split.tensor, split.pipeline, split.expert) == (1, 1, 1):
+        return model
+    first, last = index == 0, index == split.pipeline - 1
+    size = -(-model.layers // split.pipeline)
+    own = model.blocks[index * size : (index + 1) * size] or model.blocks[-size:]
+    cut = {id(block): _block(block, model.hidden, split) for block, _ in model.distinct_blocks}
+    tables = tuple(_table(p, split.tensor) for p in model.embedding)
+    head = tuple(_table(p, split.tensor) for p in model.head)
+    return replace(
+        model,
+        vocab=-(-model.vocab // split.tensor),
+        tied=model.tied and first and last,  # two stages: two copies, whose gradients are summed between them
+        embedding=tables if first else tables[:1] if last and model.tied else (),
+        blocks=tuple(cut[id(block)] for block in own),
+        head=head if last else (),
+    )
+
+
+def _table(parameter: Parameter, tensor: int) -> Parameter:
+    """A vocabulary's table is cut by rows; norms and positions are whole."""
+    if parameter.kind not in (ParameterKind.EMBEDDING, ParameterKind.LINEAR):
+        return parameter
+    rows, *rest = parameter.shape
+    return replace(parameter, shape=(-(-rows // tensor), *rest))
+
+
+def _block(block: Block, hidden: int, split: Split) -> Block:
+    return replace(
+        block,
+        parameters=tuple(_parameter(p, hidden, split) for p in block.parameters),
+        attention=_attention(block.attention, split.tensor) if block.attention else None,
+        mlp=_mlp(block.mlp, split) if block.mlp else None,
+    )
+
+
+def _attention(attention: Attention, tensor: int) -> Attention:
+    """Key-value heads are copied where there are fewer than ranks."""
+    return replace(attention, heads=max(1, attention.heads // tensor), kv_heads=max(1, attention.kv_heads // tensor))
+
+
+def _mlp(mlp: Mlp, split: Split) -> Mlp:
+    """Dense widths are cut by t; of a mixture each rank has E/x whole experts."""
+    if not mlp.experts:
+        return replace(mlp, intermediate=-(-mlp.intermediate // split.tensor))
+    return replace(
+        mlp,
+        experts=max(1, mlp.experts // split.expert),
+        shared_intermediate=-(-mlp.shared_intermediate // split.tensor),
+    )
+
+
+def _parameter(parameter: Parameter, hidden: int, split: Split) -> Parameter:
+    """Projections into heads or MLP features are cut by columns, those back to the hidden size by rows."""
+    if parameter.kind is ParameterKind.EXPERTS:
+        experts, *rest = parameter.shape
+        return replace(parameter, shape=(max(1, experts // split.expert), *rest))
+    if parameter.kind is not ParameterKind.LINEAR or split.tensor == 1:
+        return parameter
+    if parameter.fan_out == hidden and parameter.name.split(".")[-2] in CLOSING:
+        fan_in, fan_out = -(-parameter.fan_in // split.tensor), parameter.fan_out
+    else:
+        fan_in, fan_out = parameter.fan_in, -(-parameter.fan_out // split.tensor)
+    return replace(parameter, shape=(fan_out, fan_in), fan_in=fan_in, fan_out=fan_out)
+
+
+# Modules whose result is added to the residual stream, by their names in transformers 5.23.0.
+CLOSING = frozenset({"o_proj", "down_proj", "out_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "c_proj", "w2"})
+
+
+def micro_batches_in_flight(split: Split, index: int, micro_batches: int) -> float:
+    """How many micro-batches' activations a stage holds at most, in units of its own layers.
+
+        1F1B: min(p - i, m);  interleaved, first stage: min(m, p (1 + (p - 1) / (p v)))
+
+    Args:
+        split: p, and v model chunks a rank.
+        index: i, the stage.
+        micro_batches: m, of one optimizer step.
+
+    Source:
+        Narayanan et al. 2021 §2.2; Korthikanti et al. 2022 §4.2.3.
+
+    >>> micro_batches_in_flight(Split(pipeline=4), 0, 16), micro_batches_in_flight(Split(pipeline=4, virtual=3), 0, 16)
+    (4.0, 5.0)
+    """
+    waiting = float(split.pipeline - index)
+    if split.virtual > 1:
+        waiting += (split.pipeline - 1) / split.virtual
+    return max(1.0, min(waiting, float(micro_batches)))

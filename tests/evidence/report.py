@@ -1,0 +1,32 @@
+"""`python -m tests.evidence.report`: the tables of docs/reference/evidence.md, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainplan.planner.report.table import table
+
+from . import published, recorded
+
+
+def sections() -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
+    """Title, header and rows of every table."""
+    return [
+        ("Model states against DeepSpeed engines: equal to the byte", *recorded.engine_table()),
+        ("Activations against traces", *recorded.trace_table()),
+        ("Published peaks", published.MEMORY_HEADER, published.memory_rows()),
+        ("Does it fit", published.FIT_HEADER, published.fit_rows()),
+        ("Rows that are not judged", published.UNSCORED_HEADER, published.unscored_rows()),
+        ("The same case in other calculators", published.SAME_CASE_HEADER, published.same_case_rows()),
+    ]
+
+
+def main() -> None:
+    """Print them."""
+    for title, header, rows in sections():
+        plain = [[cell.replace("**", "") for cell in row] for row in rows]
+        print(f"{title}\n{table(plain, header=header, indent='  ')}\n")
+
+
+if __name__ == "__main__":
+    main()
