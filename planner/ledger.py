@@ -90,7 +90,7 @@ class Item(Enum):
     ACCUMULATED = ("accumulated gradients of earlier micro-steps", "G2")
     REDUCE_BUCKET = ("gradient reduce bucket", "G3")
     GRADIENT_FLATTENING = ("gradient all-reduce copy", "G4")
-    GRADIENTS_HOST = ("gradients offloaded", "G5")
+    GRADIENTS_HOST = ("fp32 gradients", "G5")
     OFFLOAD_STAGING = ("gradient staging for offload", "G6")
     IN_FLIGHT = ("gradients of the layer in flight", "G7")
     SAVED = ("activations saved for backward", "A1")

@@ -24,19 +24,19 @@ def gpu_text(gpu: Document) -> str:
     peak, capacity = gpu["fullest_phase"], gpu["capacity_bytes"]
     spare = capacity - gpu["upper_bound_bytes"]
     verdict = f"fits, {gib(spare)} to spare" if gpu["fits"] else f"does not fit, {gib(-spare)} short"
-    limit = f"of {gib(capacity)} that driver and torch report: {verdict}"
+    limit = f"of {gib(capacity)} there are: {verdict}"
     steps = (
         (f"tensors at the peak ({phase_name(peak)})", *_figure(gpu, "allocated"), "", "allocated"),
         ("+ cached by the allocator", *_figure(gpu, "reserved"), "§F1", "reserved: what PyTorch holds"),
         ("+ CUDA context, communicators", *_figure(gpu, "device"), "§F2", "on the device: what nvidia-smi shows"),
-        ("upper bound of what is needed", gib(gpu["upper_bound_bytes"]), "", "§F1", limit),
+        ("most that is needed", gib(gpu["upper_bound_bytes"]), "", "§F1", limit),
     )
     figures = table(steps, align="lrlll", indent="  ")
     return f"GPU memory of one GPU, GiB by phase\n{_by_phase(gpu, 1)}\n\n{figures}\n\n{_known_text(gpu)}"
 
 
 KNOWN = {
-    "exact": "exact: a DeepSpeed engine's own tensors",
+    "exact": "exact, as engines hold them",
     "traced": "traced from the model's operations",
     "measured": "measured",
     "assumed": "assumed",
@@ -50,7 +50,7 @@ def _known_text(gpu: Document) -> str:
         if gpu["fullest_phase"] in entry["phases"]:
             totals[entry["certainty"]] += entry["bytes"]
     parts = [f"{gib(size)} {KNOWN[name]}" for name, size in totals.most_common() if size]
-    return f"  of the tensors at the peak {'; '.join(parts)}"
+    return f"  known: {'; '.join(parts)}"
 
 
 def _figure(gpu: Document, name: str) -> tuple[str, str]:

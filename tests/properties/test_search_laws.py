@@ -98,10 +98,10 @@ MARKETS: dict[str, tuple[Offer, ...]] = {
         small("a100-40", 330, gpus=2, usd=1.0, host_mib=2000),
         small("a100-40", 290, gpus=4, usd=0.9, host_mib=2000),
     ),
-    "share": (small("a100-40", 200, gpus=2, usd=1.0, host_mib=900),),
+    "share": (small("a100-40", 120, gpus=2, usd=1.0, host_mib=900),),
     "offload": (
-        small("a100-40", 230, gpus=1, usd=1.0, host_mib=700),
-        small("l40s", 200, gpus=2, usd=0.8, host_mib=300),
+        small("a100-40", 200, gpus=1, usd=1.0, host_mib=700),
+        small("l40s", 120, gpus=2, usd=0.8, host_mib=300),
     ),
     "little host": (
         small("a100-40", 300, gpus=2, usd=1.0, host_mib=120),
