@@ -171,9 +171,10 @@ def memory_of(
 
 
 def _on_device(reserved: Band, fixed: Band, capacity_bytes: int) -> Band:
-    """With context and communicators; not more than there is, where the expected value is not."""
-    point = reserved.point + fixed.point
-    return Band(reserved.low + fixed.low, point, max(point, min(reserved.upper + fixed.upper, capacity_bytes)))
+    """With context and communicators; not more than there is, unless tensors are."""
+    least = reserved.upper + fixed.point
+    upper = max(least, min(reserved.upper + fixed.upper, capacity_bytes))
+    return Band(reserved.low + fixed.low, reserved.point + fixed.point, upper)
 
 
 def _ends(band: Band) -> tuple[int, int, int]:

@@ -43,6 +43,14 @@ def largest_linear(model: Model) -> int:
     )
 
 
+# Families whose base cannot be quantised: transformers 5.23.0 models/mamba/modeling_mamba.py, MambaMixer.forward;
+# integrations/bitsandbytes.py, replace_with_bnb_linear: ``type(module) is nn.Linear`` leaves out FalconLinear.
+UNFIT = {
+    "mamba": "its fused kernel multiplies by the stored weights, which 4-bit layers pack",
+    "falcon": "transformers quantises plain nn.Linear only, and its FalconLinear would stay in 16 bit",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Qlora:
     """NF4 base weights (0.5 B per element + scales), 16-bit rest, adapters as LoRA's, one weight dequantised at a time.
@@ -66,9 +74,8 @@ class Qlora:
         """Some weight must be an nn.Linear."""
         if not quantized_tensors(setting.model).numels:
             return f"{setting.model.name} has no nn.Linear in its blocks, so there is nothing to quantise"
-        if setting.model.family == "mamba":  # transformers 5.23.0 models/mamba/modeling_mamba.py, MambaMixer.forward
-            return f"{setting.model.name}: its fused kernel multiplies by the stored weights, which 4-bit layers pack"
-        return None
+        reason = UNFIT.get(setting.model.family)
+        return f"{setting.model.name}: {reason}" if reason else None
 
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
         """Quantise and freeze the base, train the adapters."""

@@ -77,6 +77,19 @@ def ends(figure: Overhead) -> tuple[float, float, float]:
     return figure.low, figure.point, figure.upper
 
 
+def test_the_ranges_are_in_order_where_tensors_exceed_the_card() -> None:
+    """Each end of device memory is above that of reserved memory, though the upper ends are cut at the capacity."""
+    line = Entry(Item.SAVED, Device.GPU, 40 * GIB, ALWAYS, "", Certainty.TRACED)
+    memory = gpu_memory(EMPTY.plus(line), GPU, 8)
+    for inner, outer in ((memory.allocated, memory.reserved), (memory.reserved, memory.device)):
+        assert all(a <= b for a, b in zip(band_ends(inner), band_ends(outer), strict=True))
+
+
+def band_ends(band: Band) -> tuple[int, int, int]:
+    """Low, point, upper."""
+    return band.low, band.point, band.upper
+
+
 def test_shares_of_the_three_allocators() -> None:
     """Expandable segments keep the least; what steps cannot do without is less still."""
     names = ("needed", "fragmentation", "fragmentation_native", "fragmentation_varying")

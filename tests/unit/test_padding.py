@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import trainplan
-from trainplan.planner.ledger import Item, Ledger
+from trainplan.planner.ledger import Device, Item, Ledger
 
 KINDS = {"seq_len": 4096, "gpus": "8xa100-80", "zero": 3}
 
@@ -27,3 +27,9 @@ def test_the_plan_says_for_which_batch_it_is() -> None:
     """The assumption names the longest batch."""
     wanted = trainplan.estimate("llama-3.1-8b", **KINDS, require=("padded-batches",)).request  # type: ignore[arg-type]  # reason: as above
     assert "padded to the longest" in wanted._batches
+
+
+def test_a_batch_without_padding_needs_no_more_than_is_planned() -> None:
+    """In fp32 grouped heads without a mask are composed from all scores: a full batch must fit the padded plan."""
+    fp32 = [ledger(require=names).peak(Device.GPU) for names in (("fp32",), ("fp32", "padded-batches"))]
+    assert fp32[0] <= fp32[1]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+import trainplan
+from trainplan.planner.errors import InputError
 from trainplan.planner.ledger import Device, Item, Phase
 from trainplan.planner.model import ParameterKind
 from trainplan.strategies.lora import Lora
@@ -64,3 +67,10 @@ def test_a_model_without_linear_layers_is_refused() -> None:
     assert largest_linear(bare) == 0
     assert "nothing to quantise" in str(Qlora().accepts(setting(bare)))
     assert Qlora().accepts(setting()) is None
+
+
+@pytest.mark.parametrize(("name", "word"), [("Mamba-2.8B", "fused kernel"), ("Falcon-7B", "FalconLinear")])
+def test_models_that_cannot_be_quantised_are_refused(name: str, word: str) -> None:
+    """A plan with 4-bit weights would not fit where transformers leaves them in 16 bit."""
+    with pytest.raises(InputError, match=word):
+        trainplan.estimate(name, gpus="8xh100", seq_len=1024, zero=0, method="qlora")
