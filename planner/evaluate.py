@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from .activations import LayerSums, certainty, constant_bytes, forward_bytes, head_saved_bytes, layer_sums, loss_bytes
@@ -37,8 +38,17 @@ def activation_entries(model: Model, computation: Computation, seq_len: int, mic
     """Lines §A1-§A7 for one micro-batch.
 
     The logits are charged at the larger of the loss's forward and backward. In the recompute phase only checkpoints and
-    one segment are alive; at the end of the backward pass only the first layer.
+    one segment are alive; at the end of the backward pass only the first layer. Of padded batches some are full, whose
+    mask transformers drops: each line is the larger of both.
     """
+    lines = _activation_entries(model, computation, seq_len, micro_batch)
+    if not computation.padded:
+        return lines
+    full = _activation_entries(model, replace(computation, padded=False), seq_len, micro_batch)
+    return tuple(max(pair, key=lambda entry: entry.bytes) for pair in zip(lines, full, strict=True))
+
+
+def _activation_entries(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> tuple[Entry, ...]:
     sums = layer_sums(model, computation, seq_len, micro_batch)
     loss = loss_bytes(model, computation, seq_len, micro_batch)
     ends = bool(model.head) or model.tied  # a pipeline's earlier stages have neither

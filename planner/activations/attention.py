@@ -36,24 +36,18 @@ class Kernel(Enum):
 
 def masked(attention: Attention, recipe: Recipe, seq_len: int) -> bool:
     """Padding, a window shorter than the sequence, or a family's habit makes transformers hand SDPA a mask."""
-    return recipe.padded or always_masked(attention, seq_len)
-
-
-def always_masked(attention: Attention, seq_len: int) -> bool:
-    """Whether even a batch without padding, of which transformers drops the mask, has one."""
-    return attention.dense_mask or 0 < attention.window <= seq_len
+    return recipe.padded or attention.dense_mask or 0 < attention.window <= seq_len
 
 
 def kernel(attention: Attention, recipe: Recipe, seq_len: int) -> Kernel:
     """The kernel that SDPA picks: flash takes 16-bit heads of equal size up to 256, and no mask.
 
-    In fp32 the efficient kernel refuses grouped heads; torch's own composition then materialises the scores: eager. Of
-    padded batches those whose sequences are equally long take it too, and need most.
+    In fp32 the efficient kernel refuses grouped heads; torch's own composition then materialises the scores: eager.
     """
     if recipe.eager or attention.eager_only:
         return Kernel.EAGER
     half = recipe.element < FP32
-    if not half and attention.kv_heads != attention.heads and not always_masked(attention, seq_len):
+    if not half and attention.kv_heads != attention.heads and not masked(attention, recipe, seq_len):
         return Kernel.EAGER
     fits = half and attention.head_dim <= LARGEST_FLASH_HEAD and attention.kind is AttentionKind.SOFTMAX
     return Kernel.FLASH if fits and not masked(attention, recipe, seq_len) else Kernel.EFFICIENT

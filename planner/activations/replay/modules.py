@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ...computation import Adapters
 from ...model import Attention, Block, Mlp, NormStyle, Parameter
-from ..attention import Kernel, always_masked, kernel, masked
+from ..attention import Kernel, kernel, masked
 from ..kept import FP32, Recipe
 from . import operations as op
 from .tape import PAIR, TOKEN, Gradients, Layout, Tape, Tensor
@@ -171,13 +171,13 @@ def attend(layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> tuple[Ten
 
 
 def is_composed(layer: Layer) -> bool:
-    """CUDA's kernels refuse grouped heads: Falcon's single one; in fp32 all that are not always masked."""
+    """CUDA's kernels refuse fewer key-value heads than queries: Falcon's single one, and in fp32 all without a mask."""
     a, recipe = layer.attention, layer.recipe
     if recipe.eager or a.eager_only or a.kv_heads == a.heads:
         return False
     if a.dense_mask:
         return a.kv_heads == 1
-    return recipe.element == FP32 and not always_masked(a, layer.seq_len)
+    return recipe.element == FP32 and not masked(a, layer.recipe, layer.seq_len)
 
 
 def flash(layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
