@@ -114,7 +114,7 @@ def _check(subject: Subject) -> None:
     if missing:
         raise InputError(
             f"trace: {' and '.join(missing)} not installed; a trace runs the model's own code; "
-            f"pip install 'trainplan[train]'"
+            f"pip install 'trainplan[train]', or use `trainplan estimate`, which does without"
         )
     tokens = subject.seq_len * subject.micro_batch
     if not 1 <= tokens <= LARGEST_TOKENS or min(subject.seq_len, subject.micro_batch) < 1:

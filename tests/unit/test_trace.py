@@ -132,7 +132,7 @@ def test_no_difference_to_nothing() -> None:
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torch the message says what to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else object())
-    with pytest.raises(InputError, match=r"peft not installed.*pip install 'trainplan\[train\]'"):
+    with pytest.raises(InputError, match=r"peft not installed.*pip install 'trainplan\[train\]'.*trainplan estimate"):
         traced()
 
 
