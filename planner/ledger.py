@@ -56,7 +56,7 @@ class Certainty(Enum):
     __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
 
     EXACT = "exact"  # arithmetic on tensors that a real engine was seen to hold
-    TRACED = "traced"  # closed form checked against a traced model
+    TRACED = "traced"  # replayed layer or closed form, checked against a traced model
     MEASURED = "measured"
     ASSUMED = "assumed"
 

@@ -220,7 +220,7 @@ def _replayed(block: Block, rules: Recipe, seq_len: int, micro_batch: int, *, gr
 
 
 def _closed(block: Block, rules: Recipe, seq_len: int, micro_batch: int, *, graded: bool) -> _Layer:
-    """Mixtures, state spaces and kernels of other frameworks; temporaries of their forward passes are not known."""
+    """State spaces and kernels of other frameworks; temporaries of their forward passes are not known."""
     shape = (seq_len, micro_batch)
     tokens = seq_len * micro_batch
     if not graded and not adapted(block, rules):

@@ -10,7 +10,6 @@ Source:
 
 from __future__ import annotations
 
-from trainplan.planner.frameworks import framework_of
 from trainplan.planner.measurements import layout, shape, subject
 from trainplan.planner.measurements.table import Measurement
 from trainplan.planner.workload import Method
@@ -45,8 +44,3 @@ def _activations(row: Measurement, hidden: int, layers: int) -> float:
     if row.text("act_ckpt").startswith("full"):
         return one * (CHECKPOINT_BYTES * layers + LAYER_BYTES)
     return one * LAYER_BYTES * layers
-
-
-def framework_name(row: Measurement) -> str:
-    """For tables."""
-    return framework_of(row.text("framework")).name

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..attention import EFFICIENT_RANDOM_STATE
 from ..kept import FP32
 from . import operations as op
-from .modules import EFFICIENT_STATE, Layer, heads, linear, rms_norm, scores
+from .modules import Layer, heads, linear, rms_norm, scores
 from .tape import TOKEN, Edge, Gradients, Layout, Tape, Tensor
 
 
@@ -113,7 +114,7 @@ def _efficient(layer: Layer, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     node = t.node([x.edge for x in inputs], rule, inputs)
     out = t.new(inputs[2].numel, inputs[2].element, node)
     sums = t.new(layer.attention.heads * TOKEN, FP32) if node is not None else None
-    random = t.new(EFFICIENT_STATE, 1)
+    random = t.new(EFFICIENT_RANDOM_STATE, 1)
     for result in (out, sums, random):
         if result is not None:
             t.save(node, result)

@@ -15,13 +15,10 @@ from dataclasses import dataclass
 
 from ...computation import Adapters
 from ...model import Attention, Block, Mlp, NormStyle, Parameter
-from ..attention import Kernel, kernel, masked
+from ..attention import EFFICIENT_RANDOM_STATE, FLASH_RANDOM_STATE, Kernel, kernel, masked
 from ..kept import FP32, Recipe
 from . import operations as op
 from .tape import PAIR, TOKEN, Gradients, Layout, Tape, Tensor
-
-FLASH_STATE = 24  # bytes: generator seed and offset, which the kernel returns
-EFFICIENT_STATE = 16
 
 
 @dataclass(slots=True)
@@ -183,7 +180,7 @@ def is_composed(layer: Layer) -> bool:
 def flash(layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """_scaled_dot_product_flash_attention: its result lies in memory as the queries do."""
     t = layer.tape
-    out = _fused(layer, (query, key, value), query.layout, FLASH_STATE)
+    out = _fused(layer, (query, key, value), query.layout, FLASH_RANDOM_STATE)
     return out if out.layout is Layout.TOKENS else op.copy(t, out)
 
 
@@ -195,14 +192,14 @@ def efficient(layer: Layer, query: Tensor, key: Tensor, value: Tensor, *, spread
         value = repeated(layer, value)
     own = masked(a, layer.recipe, layer.seq_len) and not a.alibi
     bias = t.new(PAIR, query.element) if own else None
-    return _fused(layer, (query, key, value), Layout.TOKENS, EFFICIENT_STATE, bias)
+    return _fused(layer, (query, key, value), Layout.TOKENS, EFFICIENT_RANDOM_STATE, bias)
 
 
 def _fused(
     layer: Layer, inputs: tuple[Tensor, Tensor, Tensor], layout: Layout, state: int, bias: Tensor | None = None
 ) -> Tensor:
     t, query = layer.tape, inputs[0]
-    shapes = tuple((x.numel, x.layout if state == FLASH_STATE else layout) for x in inputs)
+    shapes = tuple((x.numel, x.layout if state == FLASH_RANDOM_STATE else layout) for x in inputs)
 
     def rule(tape: Tape, gradients: Gradients, wanted: Sequence[bool]) -> Gradients:
         (gradient,) = gradients
