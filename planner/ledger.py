@@ -61,7 +61,8 @@ class Certainty(Enum):
     ASSUMED = "assumed"
 
 
-# How far a line may be off, as a share of its bytes. TRACED: the bound of tests/oracles/test_ledger_against_trace.py.
+# How far a line may be off, as a share of its bytes. TRACED: what is claimed for every family; the rows of
+# tests/oracles/test_ledger_against_trace.py are nearer, Mamba and Jamba at other lengths are not.
 # ASSUMED: layouts of other frameworks, by their measured runs (docs/reference/evidence.md). Lines with a bound of their
 # own state it besides.
 MARGINS = {Certainty.EXACT: 0.0, Certainty.TRACED: 0.02, Certainty.MEASURED: 0.03, Certainty.ASSUMED: 0.03}

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -111,6 +112,7 @@ def command_of(line: str) -> tuple[dict[str, str], list[str]]:
 def _run(line: str, folder: Path, timeout_s: float) -> tuple[str, int | None]:
     """Output and exit status; None past the timeout, when the whole session of processes is ended."""
     variables, command = command_of(line)
+    command[2:2] = ["--master_port", str(_free_port())]  # the launcher's own is one for every run of a machine
     log = folder / "output.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -124,6 +126,12 @@ def _run(line: str, folder: Path, timeout_s: float) -> tuple[str, int | None]:
             process.wait()
             code = None
     return log.read_text(errors="replace"), code
+
+
+def _free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return int(asked.getsockname()[1])
 
 
 def _environment() -> dict[str, str]:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.oracle
 
 Row = Mapping[str, str]
 ENGINE_BUCKET_ELEMENTS = 300_000
-# The stage-0 engine ran torch's AdamW as a loop over tensors, with two fp32 temporaries of each; plans emit fused: true.
+# The stage-0 engine ran torch's AdamW as a loop over tensors, two fp32 temporaries of each; plans emit fused: true.
 LOOPED_RUN, LOOP_BYTES = "z0_bf16_torchadamw", 8
 TOLERANCE = {False: 0.0051, True: 0.01}  # a peak holds small tensors besides: norms, scalars of the optimizer
 MODELS: Mapping[str, Model] = {

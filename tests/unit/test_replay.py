@@ -126,7 +126,7 @@ def test_a_gradient_in_another_order_is_copied_back() -> None:
     tape.levels()
     given_back = tape.new(WIDTH * TOKEN, ELEMENT, None, Layout.HEADS)
     (copied,) = node.rule(tape, [given_back], [True])
-    assert copied is not None
+    assert isinstance(copied, Tensor)
     assert copied.storage is not given_back.storage
 
 
