@@ -172,6 +172,15 @@ def in_flight_bytes(ledger: Ledger, setting: Setting) -> int:
     return element * max(layer_elements(model), embedding * (2 if model.tied else 1))
 
 
+def in_flight_phases(ledger: Ledger) -> tuple[Phase, ...]:
+    """When gradients are in flight: backward; with a chunked loss the head's is made in forward, chunk by chunk.
+
+    Source:
+        Liger-Kernel, ops/fused_linear_cross_entropy.py: grad_weight is allocated before the loop over chunks.
+    """
+    return (Phase.LOSS, *BACKWARDS) if ledger.computation.loss_chunk else (*BACKWARDS,)
+
+
 def update_traffic_bytes(ledger: Ledger, elements: int) -> float:
     """Bytes an optimizer step moves in memory: read and write master and states, read gradients, write weights.
 
@@ -213,7 +222,7 @@ def replicated(ledger: Ledger, setting: Setting) -> Ledger:
                 Item.IN_FLIGHT,
                 Device.GPU,
                 in_flight_bytes(ledger, setting),
-                BACKWARDS,
+                in_flight_phases(ledger),
                 "largest layer, or the embedding",
             ),
             Entry(

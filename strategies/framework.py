@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 from ..planner.frameworks import Layout
 from ..planner.ledger import ALWAYS, BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
-from ..planner.states import OPTIMIZER_UPDATE, gradient_phases, in_flight_bytes, layer_elements, update_traffic_bytes
+from ..planner.states import (
+    OPTIMIZER_UPDATE,
+    gradient_phases,
+    in_flight_bytes,
+    in_flight_phases,
+    layer_elements,
+    update_traffic_bytes,
+)
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
 
@@ -124,7 +131,7 @@ class FrameworkStates:
         beside = layout.whole_beside_shards and layout.weight_shards > 1
         return (
             _line(Item.GATHERED, gathered, 1, (Phase.FORWARD, Phase.LOSS, *BACKWARDS)),
-            _line(Item.IN_FLIGHT, 0 if layout.held else in_flight_bytes(ledger, setting), 1, BACKWARDS),
+            _line(Item.IN_FLIGHT, 0 if layout.held else in_flight_bytes(ledger, setting), 1, in_flight_phases(ledger)),
             _line(Item.FLATTENING, everything if beside else 0, 1),
         )
 

@@ -50,6 +50,7 @@ from ..planner.states import (
     gradient_phases,
     hooking_bytes,
     in_flight_bytes,
+    in_flight_phases,
     layer_elements,
     master_entry,
     moments_entry,
@@ -59,8 +60,6 @@ from ..planner.states import (
 )
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
-
-DURING_BACKWARD = (*BACKWARDS,)
 
 
 def sub_group_elements(tensors: Tensors, ranks: int) -> int:
@@ -225,7 +224,7 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
                 Item.IN_FLIGHT,
                 Device.GPU,
                 in_flight_bytes(ledger, setting),
-                DURING_BACKWARD,
+                in_flight_phases(ledger),
                 "largest layer, or the embedding",
             ),
             Entry(
@@ -322,7 +321,7 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
                 Item.IN_FLIGHT,
                 Device.GPU,
                 in_flight_bytes(ledger, setting) + e * min(bucket, ledger.trainable.total),
-                DURING_BACKWARD,
+                in_flight_phases(ledger),
                 "gradients of the module in flight, and the bucket's copy",
             ),
             Entry(

@@ -2,7 +2,8 @@
 
 Symbols: W weights, G gradients, N trained elements, e bytes of the training precision, A activations.
 
-    forward     W + A at the end of the layers or at the loss; + G of the micro-step before
+    forward     W + A at the end of the layers or at the loss; + G of the micro-step before, and with a chunked loss the
+                gradient in flight
     backward    the larger of W + A while everything kept is alive (+ G of the micro-step before) and
                 W + G + A of the first layer + the gradient in flight
     step        W + G + 2 e N, a fused AdamW's moments, and a step count for each tensor
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from ..activations import loss_bytes
 from ..evaluate import activation_entries
 from ..ledger import BACKWARDS, Device, Item, Ledger, Phase
-from ..states import in_flight_bytes
+from ..states import in_flight_bytes, in_flight_phases
 from ..transform import Setting
 from . import Subject, Trace
 
@@ -63,7 +64,9 @@ def compared(trace: Trace, subject: Subject, ledger: Ledger, setting: Setting) -
     moments = MOMENTS * gradients + steps if subject.optimizer_step else 0
     before = gradients if subject.micro_steps > 1 else 0
     held = activations(subject, ledger)
-    ends = gradients + held.backward_end + in_flight_bytes(ledger, setting)
+    in_flight = in_flight_bytes(ledger, setting)
+    ends = gradients + held.backward_end + in_flight
+    at_loss = in_flight if Phase.LOSS in in_flight_phases(ledger) else 0
     peaks = trace.peak_bytes
     return (
         Row("weights, with buffers", trace.parameter_bytes + trace.buffer_bytes, weights),
@@ -71,7 +74,7 @@ def compared(trace: Trace, subject: Subject, ledger: Ledger, setting: Setting) -
         Row("optimizer states", trace.optimizer_bytes, moments),
         Row("activations, forward", trace.activation_peak_bytes["forward"], held.forward),
         Row("activations, backward", trace.activation_peak_bytes["backward"], held.backward),
-        Row("peak, forward", peaks["forward"], weights + before + held.forward),
+        Row("peak, forward", peaks["forward"], weights + before + held.forward + at_loss),
         Row("peak, backward", peaks["backward"], weights + max(before + held.backward, ends)),
         Row("peak, optimizer step", peaks["step"], weights + gradients + moments),
     )
