@@ -181,6 +181,12 @@ def in_flight_phases(ledger: Ledger) -> tuple[Phase, ...]:
     return (Phase.LOSS, *BACKWARDS) if ledger.computation.loss_chunk else (*BACKWARDS,)
 
 
+def in_flight_entry(ledger: Ledger, setting: Setting) -> Entry:
+    """The ledger's line of gradients in flight."""
+    count, phases = in_flight_bytes(ledger, setting), in_flight_phases(ledger)
+    return Entry(Item.IN_FLIGHT, Device.GPU, count, phases, "largest layer, or the embedding")
+
+
 def update_traffic_bytes(ledger: Ledger, elements: int) -> float:
     """Bytes an optimizer step moves in memory: read and write master and states, read gradients, write weights.
 
@@ -218,13 +224,7 @@ def replicated(ledger: Ledger, setting: Setting) -> Ledger:
             master_entry(n if low_precision else 0, Device.GPU, f"4 B x {why}"),
             replace(moments, phases=ALWAYS) if low_precision else moments,
             Entry(Item.GRADIENTS, Device.GPU, e * n, gradient_phases(setting), f"{e} B x {why}"),
-            Entry(
-                Item.IN_FLIGHT,
-                Device.GPU,
-                in_flight_bytes(ledger, setting),
-                in_flight_phases(ledger),
-                "largest layer, or the embedding",
-            ),
+            in_flight_entry(ledger, setting),
             Entry(
                 Item.STEP_TEMPORARIES,
                 Device.GPU,

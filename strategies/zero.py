@@ -50,6 +50,7 @@ from ..planner.states import (
     gradient_phases,
     hooking_bytes,
     in_flight_bytes,
+    in_flight_entry,
     in_flight_phases,
     layer_elements,
     master_entry,
@@ -220,13 +221,7 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
                 _union(bucket_phases, ()),
                 f"2 x {e} B x {bucket:,} (overlap_comm doubles it)",
             ),
-            Entry(
-                Item.IN_FLIGHT,
-                Device.GPU,
-                in_flight_bytes(ledger, setting),
-                in_flight_phases(ledger),
-                "largest layer, or the embedding",
-            ),
+            in_flight_entry(ledger, setting),
             Entry(
                 Item.STEP_TEMPORARIES,
                 Device.GPU,
