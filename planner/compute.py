@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from .computation import AttentionImplementation, Computation, effective_attention
+from .computation import AttentionImplementation, Computation, Kernels, effective_attention
 from .model import Attention, AttentionKind, Block, Mlp, MlpKind, Model, NormStyle, Parameter, ParameterKind, StateSpace
 from .work import Resource, When, Work
 
@@ -23,6 +23,7 @@ ATTENTION = "attention"
 ELEMENTWISE = "norms, activations and residuals"
 LOSS = "cross-entropy"
 DEQUANTISATION = "NF4 dequantisation"
+QUANTISATION = "conversion of operands to 8 or 4 bits"
 LAUNCHES = "kernel launches"
 RECOMPUTE = "recompute of checkpointed layers"
 
@@ -61,6 +62,18 @@ CROSS_ENTROPY = Elementwise(14, 22, 2, 3)  # cast to fp32, log-softmax, loss; pe
 EMBEDDING = Elementwise(4, 4, 1, 1)
 STATE_SCAN = Elementwise(24, 48, 8, 16)  # per element of T x inner x state; assumed, no published trace was found
 
+# The same operations as one kernel each, reads and writes of bf16 tensors: a norm reads x and writes y, its backward reads
+# x and dy and writes dx; SwiGLU reads gate and up; the loss reads the logits twice and writes their gradient in place.
+# Source: kernels of TransformerEngine 2.x (common/normalization, common/activation), Megatron-LM core/fusions.
+FUSED_NORM = Elementwise(4, 6, 1, 1)
+FUSED_ROTARY = Elementwise(4, 4, 1, 1)
+FUSED_GATED = Elementwise(6, 10, 1, 1)  # activation(gate) * up, per element of the product
+FUSED_CROSS_ENTROPY = Elementwise(8, 6, 2, 1)
+FUSED_ROUTING = Elementwise(8, 8, 6, 6)  # permute and its inverse, per routed token's hidden element
+
+# A 16-bit operand is read and written as it is and transposed in 8 bits. Source: TransformerEngine 2.x, common/cast.
+QUANTISE = 2 + 1 + 1
+
 # NF4: half a byte and one fp32 constant per 64 weights are read, two bytes written. Source: bitsandbytes 0.50.2,
 # functional.dequantize_4bit with the default block size.
 DEQUANTISE_BYTES = 0.5 + 4 / 64 + 2
@@ -74,17 +87,24 @@ FLASH_BACKWARD_QK = 3
 FLASH_BACKWARD_V = 2
 
 
-def _matmul(name: str, shape: tuple[int, int, int], when: When, count: float = 1.0) -> Work:
+def _matmul(name: str, shape: tuple[int, int, int], when: When, count: float = 1.0, bits: int = 0) -> Work:
     m, n, k = shape
-    return Work(name=name, resource=Resource.MATMUL, amount=2.0 * m * n * k * count, when=when, shape=shape)
+    flops = 2.0 * m * n * k * count
+    return Work(name=name, resource=Resource.MATMUL, amount=flops, when=when, shape=shape, bits=bits)
 
 
-def _linear(tokens: int, fan_in: int, fan_out: int, *, trained: bool, count: float = 1.0) -> Iterator[Work]:
-    """y = x W: forward, dX = dY W^T and, where W is trained, dW = X^T dY."""
-    yield _matmul(MATMULS, (tokens, fan_out, fan_in), When.FORWARD, count)
-    yield _matmul(INPUT_GRADIENTS, (tokens, fan_in, fan_out), When.BACKWARD, count)
+def _linear(
+    tokens: int, fan_in: int, fan_out: int, *, trained: bool, count: float = 1.0, bits: int = 0
+) -> Iterator[Work]:
+    """y = x W: forward, dX = dY W^T and, where W is trained, dW = X^T dY; converted operands are written first."""
+    yield _matmul(MATMULS, (tokens, fan_out, fan_in), When.FORWARD, count, bits)
+    yield _matmul(INPUT_GRADIENTS, (tokens, fan_in, fan_out), When.BACKWARD, count, bits)
     if trained:
-        yield _matmul(WEIGHT_GRADIENTS, (fan_out, fan_in, tokens), When.BACKWARD, count)
+        yield _matmul(WEIGHT_GRADIENTS, (fan_out, fan_in, tokens), When.BACKWARD, count, bits)
+    if bits:
+        read, written = (Elementwise(QUANTISE, 0, 1, 0), Elementwise(0, QUANTISE, 0, 1))
+        yield from _elementwise(read, tokens * fan_in * count, name=QUANTISATION)
+        yield from _elementwise(written, tokens * fan_out * count, name=QUANTISATION)
 
 
 def _elementwise(
@@ -108,12 +128,14 @@ def _weight(parameter: Parameter, block: Block, tokens: int, computation: Comput
     """Work of one weight of a layer, its adapter and its dequantisation included."""
     full = computation.adapters is None and not computation.quantized
     if parameter.kind is ParameterKind.LINEAR:
-        yield from _linear(tokens, parameter.fan_in, parameter.fan_out, trained=full)
+        bits = computation.kernels.matmul_bits
+        yield from _linear(tokens, parameter.fan_in, parameter.fan_out, trained=full, bits=bits)
         yield from _launches(1, 2 if full else 1)
         if computation.quantized:
             yield from _dequantisation(parameter)
     elif parameter.kind is ParameterKind.EXPERTS and len(parameter.shape) == 3 and block.mlp is not None:
-        yield from _experts(parameter, block.mlp, tokens, trained=full)
+        routed = tokens // computation.kernels.sequence_shards
+        yield from _experts(parameter, block.mlp, routed, trained=full, bits=computation.kernels.matmul_bits)
     elif parameter.kind is ParameterKind.BIAS and full:
         yield from _elementwise(BIAS, tokens * parameter.numel)
     elif _is_router(parameter, block):
@@ -126,14 +148,14 @@ def _is_router(parameter: Parameter, block: Block) -> bool:
     return mlp is not None and mlp.experts > 0 and len(parameter.shape) == 2 and parameter.shape[0] == mlp.experts
 
 
-def _experts(parameter: Parameter, mlp: Mlp, tokens: int, *, trained: bool) -> Iterator[Work]:
+def _experts(parameter: Parameter, mlp: Mlp, tokens: int, *, trained: bool, bits: int) -> Iterator[Work]:
     """Grouped multiplication: each token goes through ``experts_per_token`` of the experts, spread evenly."""
     experts, fan_out, fan_in = parameter.shape
     rows = tokens * mlp.experts_per_token
     each = max(1, rows // experts)
     # groups that fill whole tiles share the GPU as one tall matrix would; smaller ones are bound by their weights
     height = rows if each >= GROUP_ROWS else each
-    yield from _linear(height, fan_in, fan_out, trained=trained, count=rows / height)
+    yield from _linear(height, fan_in, fan_out, trained=trained, count=rows / height, bits=bits)
     yield from _launches(1, 2 if trained else 1)
 
 
@@ -175,7 +197,10 @@ def _value_dim(attention: Attention) -> int:
 
 
 def _flash(attention: Attention, tokens: int, seq_len: int) -> Iterator[Work]:
-    """One kernel: 2 T keys a (d_qk + d_v) FLOPs forward; ``shape`` is (queries, most keys, head size)."""
+    """One kernel: 2 T keys a (d_qk + d_v) FLOPs forward; ``shape`` is (queries, most keys, head size).
+
+    ``seq_len`` is the whole sequence's, of which context parallelism leaves a rank ``tokens`` queries.
+    """
     pairs = 2.0 * tokens * attended_keys(seq_len, attention.window) * attention.heads
     qk, v = attention.head_dim, _value_dim(attention)
     shape = (seq_len, min(seq_len, attention.window or seq_len), qk)
@@ -201,26 +226,35 @@ def _eager(attention: Attention, tokens: int, seq_len: int) -> Iterator[Work]:
         yield from _elementwise(SOFT_CAP, scores, name=ATTENTION)
 
 
-def _attention(attention: Attention, hidden: int, tokens: int, seq_len: int, *, eager: bool) -> Iterator[Work]:
+def _attention(
+    attention: Attention, hidden: int, tokens: int, seq_len: int, computation: Computation
+) -> Iterator[Work]:
     """Mixing of tokens, the rotary embedding, and the sums of gradients at the shared input."""
-    yield from (_eager if eager else _flash)(attention, tokens, seq_len)
+    eager, kernels = computation.attention is AttentionImplementation.EAGER, computation.kernels
+    yield from (_eager if eager else _flash)(attention, tokens, seq_len * kernels.context_shards)
     rotated_keys = attention.kv_heads if attention.kind is AttentionKind.SOFTMAX else 1  # MLA rotates one shared key
     if attention.rope_dim:
-        yield from _elementwise(ROTARY, tokens * attention.rope_dim * (attention.heads + rotated_keys), kernels=2)
+        rotary = FUSED_ROTARY if kernels.fused else ROTARY
+        yield from _elementwise(rotary, tokens * attention.rope_dim * (attention.heads + rotated_keys), kernels=2)
     if not attention.fused_qkv:
         yield from _elementwise(FAN_OUT, 2 * tokens * hidden, kernels=2)
 
 
-def _mlp(mlp: Mlp, hidden: int, tokens: int) -> Iterator[Work]:
+def _mlp(mlp: Mlp, hidden: int, tokens: int, kernels: Kernels) -> Iterator[Work]:
     """Activations of the feed-forward part; its weights are listed with the others."""
-    rows = tokens * (mlp.experts_per_token if mlp.experts else 1)
+    rows = tokens * mlp.experts_per_token // kernels.sequence_shards if mlp.experts else tokens
     elements = rows * mlp.intermediate + tokens * mlp.shared_intermediate
-    yield from _elementwise(ACTIVATIONS.get(mlp.activation, FUSED_ACTIVATION), elements)
-    if mlp.kind is MlpKind.GATED:
+    gated = mlp.kind is MlpKind.GATED
+    if gated and kernels.fused:
+        yield from _elementwise(FUSED_GATED, elements)
+    else:
+        own = FUSED_ACTIVATION if kernels.fused else ACTIVATIONS.get(mlp.activation, FUSED_ACTIVATION)
+        yield from _elementwise(own, elements)
+    if gated and not kernels.fused:
         yield from _elementwise(GATE_PRODUCT, elements)
         yield from _elementwise(FAN_OUT, tokens * hidden)
     if mlp.experts:
-        yield from _elementwise(ROUTING, rows * hidden)
+        yield from _elementwise(FUSED_ROUTING if kernels.fused else ROUTING, rows * hidden)
 
 
 def _state_space(ssm: StateSpace, tokens: int) -> Iterator[Work]:
@@ -228,16 +262,21 @@ def _state_space(ssm: StateSpace, tokens: int) -> Iterator[Work]:
     yield from _elementwise(STATE_SCAN, float(tokens) * ssm.inner * ssm.state)
 
 
-def _frame(block: Block, hidden: int, tokens: int) -> Iterator[Work]:
-    """Norms over the hidden size, residual sums and dropouts of one layer."""
-    yield from _elementwise(NORMS[block.norm], block.norms * tokens * hidden, kernels=block.norms)
+def _norm(style: NormStyle, kernels: Kernels) -> Elementwise:
+    return FUSED_NORM if kernels.fused else NORMS[style]
+
+
+def _frame(block: Block, hidden: int, whole_tokens: int, kernels: Kernels) -> Iterator[Work]:
+    """Norms over the hidden size, residual sums and dropouts of one layer; sequence parallelism cuts them."""
+    norm, tokens = _norm(block.norm, kernels), whole_tokens // kernels.sequence_shards
+    yield from _elementwise(norm, block.norms * tokens * hidden, kernels=block.norms)
     yield from _elementwise(RESIDUAL, 2 * tokens * hidden, kernels=2)
     if block.hidden_dropout:
         yield from _elementwise(DROPOUT, 2 * tokens * hidden, kernels=2)
     attention = block.attention
     if attention is not None and attention.qk_norm:
         width = (attention.heads + attention.kv_heads) * attention.head_dim
-        yield from _elementwise(NORMS[block.norm], tokens * width, kernels=2)
+        yield from _elementwise(norm, whole_tokens * width, kernels=2)
 
 
 def _layer_work(block: Block, hidden: int, computation: Computation, seq_len: int, tokens: int) -> Iterator[Work]:
@@ -245,31 +284,35 @@ def _layer_work(block: Block, hidden: int, computation: Computation, seq_len: in
     for parameter in block.parameters:
         yield from _weight(parameter, block, tokens, computation)
     yield from _adapters(block, tokens, computation)
-    yield from _frame(block, hidden, tokens)
+    yield from _frame(block, hidden, tokens, computation.kernels)
     if block.attention is not None:
-        eager = computation.attention is AttentionImplementation.EAGER
-        yield from _attention(block.attention, hidden, tokens, seq_len, eager=eager)
+        yield from _attention(block.attention, hidden, tokens, seq_len, computation)
     if block.mlp is not None:
-        yield from _mlp(block.mlp, hidden, tokens)
+        yield from _mlp(block.mlp, hidden, tokens, computation.kernels)
     if block.ssm is not None:
         yield from _state_space(block.ssm, tokens)
 
 
 def _head_work(model: Model, computation: Computation, tokens: int) -> Iterator[Work]:
-    """Embedding, final norm, lm_head (tied or not) and the loss."""
-    full = computation.adapters is None
+    """Embedding, final norm, lm_head (tied or not) and the loss; a pipeline's stages have what is theirs of these."""
+    full, kernels = computation.adapters is None, computation.kernels
+    last = bool(model.head) or model.tied
     matrices = [p for p in (*model.embedding, *model.head) if p.kind is ParameterKind.LINEAR]
     for parameter in matrices:
         yield from _linear(tokens, parameter.fan_in, parameter.fan_out, trained=full)
     if model.tied:
         yield from _linear(tokens, model.hidden, model.vocab, trained=full)
     yield from _launches(1 + len(matrices), 2 + 2 * len(matrices))
-    yield from _elementwise(NORMS[model.final_norm], tokens * model.hidden)
-    yield from _elementwise(EMBEDDING, tokens * model.hidden)
-    if full:
+    if last:
+        yield from _elementwise(_norm(model.final_norm, kernels), tokens * model.hidden // kernels.sequence_shards)
+    if model.embedding:
+        yield from _elementwise(EMBEDDING, tokens * model.hidden)
+    if full and model.embedding:
         table = Elementwise(0, 2, 0, 1)  # the embedding's gradient is written densely
         yield from _elementwise(table, model.vocab * model.hidden)
-    yield from _elementwise(CROSS_ENTROPY, float(tokens) * model.vocab, name=LOSS)
+    if last:
+        loss = FUSED_CROSS_ENTROPY if kernels.fused else CROSS_ENTROPY
+        yield from _elementwise(loss, float(tokens) * model.vocab, name=LOSS)
 
 
 def _merged(parts: Iterable[tuple[Iterable[Work], float]]) -> tuple[Work, ...]:
@@ -278,17 +321,24 @@ def _merged(parts: Iterable[tuple[Iterable[Work], float]]) -> tuple[Work, ...]:
     first: dict[tuple[object, ...], Work] = {}
     for works, times in parts:
         for work in works:
-            key = (work.name, work.resource, work.when, work.shape)
+            key = (work.name, work.resource, work.when, work.shape, work.bits)
             totals[key] = totals.get(key, 0.0) + work.amount * times
             first.setdefault(key, work)
     return tuple(
-        Work(name=work.name, resource=work.resource, amount=totals[key], when=work.when, shape=work.shape)
+        Work(
+            name=work.name,
+            resource=work.resource,
+            amount=totals[key],
+            when=work.when,
+            shape=work.shape,
+            bits=work.bits,
+        )
         for key, work in first.items()
         if totals[key]
     )
 
 
-def _last_projection(block: Block, tokens: int) -> Iterator[Work]:
+def _last_projection(block: Block, tokens: int, bits: int) -> Iterator[Work]:
     """The multiplication a recomputation need not repeat: nothing after it is saved for the backward pass.
 
     Non-reentrant checkpointing stops once every saved tensor is back, and a projection saves its input only. A dropout,
@@ -303,7 +353,7 @@ def _last_projection(block: Block, tokens: int) -> Iterator[Work]:
         return
     for parameter in reversed(block.parameters):
         if parameter.kind is ParameterKind.LINEAR and parameter.fan_in == mlp.intermediate:
-            yield _matmul(MATMULS, (tokens, parameter.fan_out, parameter.fan_in), When.FORWARD)
+            yield _matmul(MATMULS, (tokens, parameter.fan_out, parameter.fan_in), When.FORWARD, bits=bits)
             return
 
 
@@ -319,7 +369,7 @@ def _layers(
     for block, _ in model.distinct_blocks:
         works = _merged(((_layer_work(block, model.hidden, chosen, seq_len, tokens), 1.0),))
         forward = (w for w in works if w.when is When.FORWARD)
-        repeated = _merged(((forward, 1.0), (_last_projection(block, tokens), -1.0)))
+        repeated = _merged(((forward, 1.0), (_last_projection(block, tokens, chosen.kernels.matmul_bits), -1.0)))
         whole[id(block)] = works
         again[id(block)] = tuple(replace(w, name=RECOMPUTE, when=When.BACKWARD) for w in repeated)
     return whole, again, _merged(((_head_work(model, chosen, tokens), 1.0),))

@@ -40,6 +40,9 @@ class Gpu:
     tdp_w: float | None
     sources: tuple[str, ...]
     notes: str = ""
+    fp8_flop_per_s: float | None = None
+    fp4_flop_per_s: float | None = None
+    fp8_efficiency: float | None = None  # measured achievable share of the fp8 peak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by identity: caches are keyed by it

@@ -25,7 +25,7 @@ from .efficiency import architecture_key, figures, value
 from .hardware import Gpu, Node
 from .work import Resource
 
-COLLECTIVES = (Resource.ALL_REDUCE, Resource.ALL_GATHER, Resource.REDUCE_SCATTER)
+COLLECTIVES = (Resource.ALL_REDUCE, Resource.ALL_GATHER, Resource.REDUCE_SCATTER, Resource.ALL_TO_ALL, Resource.SEND)
 BRIDGED_RANKS = 2  # an NVLink bridge joins a pair of PCIe boards
 MESH_PEERS = 7  # xGMI gives each pair of 8 its own wire: 2 MI300X reached 47.7 of 64, 8 of them 312.9 of 448 GB/s
 SWITCH_RANKS = 8  # where the switch's gain was measured in full (H200: 1.00x with 4 ranks); below it none is assumed
@@ -79,6 +79,12 @@ def _across_s(kind: Resource, amount_bytes: float, nodes: int, ranks: int, ranks
     return crossing * amount_bytes / rate
 
 
+def _send_s(amount_bytes: float, nodes: int, ranks_per_node: int, node: Node) -> float:
+    if nodes == 1:
+        return amount_bytes / bus_bytes_per_s(node.gpu, ranks_per_node, Resource.SEND)
+    return amount_bytes / ((node.internode_bytes_per_s or 0.0) / node.gpus * value("internode", "share"))
+
+
 def latency_s(kind: Resource, nodes: int, ranks_per_node: int) -> float:
     """Time of a collective of no bytes: one pass of the ring, two for an all-reduce.
 
@@ -117,6 +123,8 @@ def collective_s(
     if ranks == 1 or amount_bytes <= 0:
         return 0.0
     calls = max(1.0, amount_bytes / message_bytes) if message_bytes > 0 else 1.0
+    if kind is Resource.SEND:
+        return _send_s(amount_bytes, nodes, ranks_per_node, node) + calls * value("latency", "across" if nodes > 1 else "inside")
     wire = 0.0
     if ranks_per_node > 1:
         bus = bus_bytes_per_s(node.gpu, ranks_per_node, kind)

@@ -13,10 +13,12 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .model import Attention, Block, Mlp, Model, Parameter, ParameterKind
+from .work import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,37 @@ class Split:
 
 
 WHOLE = Split()
+
+Places = Mapping[Group, tuple[int, int]]  # of each group: nodes it spans, its ranks in each of them
+
+
+def places(split: Split, data: int, gpus_per_node: int) -> Places:
+    """Where the groups of one rank lie: tensor ranks side by side, then context, data, pipeline; experts inside data.
+
+    Args:
+        split: t, c, x and p.
+        data: data-parallel ranks.
+        gpus_per_node: GPUs of one node, or of one NVLink domain.
+
+    Source:
+        Megatron-LM core/parallel_state.py, order "tp-cp-ep-dp-pp".
+
+    >>> places(Split(tensor=4, pipeline=2), 4, 8)[Group.DATA]  # every fourth GPU: two of each node
+    (2, 2)
+    """
+    strides = {
+        Group.TENSOR: (split.tensor, 1),
+        Group.CONTEXT: (split.context, split.tensor),
+        Group.EXPERT: (split.expert, 1),
+        Group.DATA: (data, split.tensor * split.context),
+        Group.PIPELINE: (split.pipeline, split.tensor * split.context * data),
+    }
+    return {group: _place(size, stride, gpus_per_node) for group, (size, stride) in strides.items()}
+
+
+def _place(size: int, stride: int, gpus_per_node: int) -> tuple[int, int]:
+    inside = min(size, max(1, gpus_per_node // stride))
+    return -(-size // inside), inside
 
 
 def problems(model: Model, split: Split) -> list[str]:
@@ -77,8 +110,8 @@ def stage(model: Model, split: Split, index: int) -> Model:
     if split == WHOLE or (split.tensor, split.pipeline, split.expert) == (1, 1, 1):
         return model
     first, last = index == 0, index == split.pipeline - 1
-    size = -(-model.layers // split.pipeline)
-    own = model.blocks[index * size : (index + 1) * size] or model.blocks[-size:]
+    start, end = stage_layers(model.layers, split, index)
+    own = model.blocks[start:end]
     cut = {id(block): _block(block, model.hidden, split) for block, _ in model.distinct_blocks}
     tables = tuple(_table(p, split.tensor) for p in model.embedding)
     head = tuple(_table(p, split.tensor) for p in model.head)
@@ -90,6 +123,26 @@ def stage(model: Model, split: Split, index: int) -> Model:
         blocks=tuple(cut[id(block)] for block in own),
         head=head if last else (),
     )
+
+
+def stage_layers(layers: int, split: Split, index: int) -> tuple[int, int]:
+    """Which layers stage ``index`` holds, from first to behind the last.
+
+    ceil(L / p) each where p divides L; else embedding and head count as a layer each, so that the first and the last
+    stage hold one less, and what does not divide even then falls short on the last stage.
+
+    Source:
+        Megatron-LM ``account_for_embedding_in_pipeline_split`` and ``account_for_loss_in_pipeline_split``.
+
+    >>> stage_layers(80, Split(pipeline=4), 3), stage_layers(126, Split(pipeline=8), 0), stage_layers(126, Split(pipeline=8), 7)
+    ((60, 80), (0, 15), (111, 126))
+    """
+    stages = split.pipeline
+    ends = 0 if layers % stages == 0 or stages == 1 else 1
+    size = -(-(layers + 2 * ends) // stages)
+    start = max(0, index * size - ends)
+    end = min(layers, (index + 1) * size - ends)
+    return (start, end) if start < end else (max(0, layers - size), layers)
 
 
 def _table(parameter: Parameter, tensor: int) -> Parameter:

@@ -18,7 +18,8 @@ from math import ceil
 from .efficiency import architecture_key, figure, value
 from .hardware import Gpu, Node
 from .network import COLLECTIVES, collective_s
-from .work import Resource, When, Work
+from .parallel import Places
+from .work import Group, Resource, When, Work
 from .workload import Precision
 
 
@@ -54,6 +55,7 @@ class Rates:
     """What one rank achieves: peaks times measured shares."""
 
     matmul_flop_per_s: float  # of a large multiplication
+    low_flop_per_s: tuple[tuple[int, float], ...]  # the same on operands of 8 and of 4 bits, where the GPU has such units
     element_bytes: int
     tile: float
     smallest_tile: float
@@ -119,6 +121,7 @@ def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
     ceiling = gpu.matmul_efficiency or value("matmul_ceiling", key)
     return Rates(
         matmul_flop_per_s=peak * ceiling * value("matmul_sustained", key),
+        low_flop_per_s=_low_rates(gpu, key),
         element_bytes=precision.bytes,
         tile=value("matmul_shape", "tile"),
         smallest_tile=value("matmul_shape", "smallest_tile"),
@@ -135,6 +138,13 @@ def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
         nvme_read_bytes_per_s=_nvme_bytes_per_s(node, "read") / ranks_per_node,
         nvme_write_bytes_per_s=_nvme_bytes_per_s(node, "write") / ranks_per_node,
     )
+
+
+def _low_rates(gpu: Gpu, key: str) -> tuple[tuple[int, float], ...]:
+    """Large multiplications on operands of 8 and 4 bits: peak x ceiling x sustained share."""
+    eight = (gpu.fp8_flop_per_s or 0.0) * (gpu.fp8_efficiency or value("fp8_ceiling", key)) * value("fp8_sustained", key)
+    four = (gpu.fp4_flop_per_s or 0.0) * value("fp4_ceiling", key) * value("fp8_sustained", key)
+    return tuple((bits, rate) for bits, rate in ((8, eight), (4, four)) if rate)
 
 
 def matmul_share(
@@ -164,14 +174,16 @@ def _filled(size: int, tile: float, smallest_tile: float) -> float:
 
 
 @lru_cache(maxsize=65536)
-def matmul_s_per_flop(rate: Rates, shape: tuple[int, int, int]) -> float:
+def matmul_s_per_flop(rate: Rates, shape: tuple[int, int, int], bits: int = 0) -> float:
     """Seconds per FLOP of one shape: the slower of the arithmetic and of reading and writing the three matrices."""
     m, n, k = shape
     share = matmul_share(
         shape, tile=rate.tile, smallest_tile=rate.smallest_tile, half_k=rate.half_k, wave_tiles=rate.wave_tiles
     )
-    traffic = rate.element_bytes * (m * k + k * n + m * n) / (2.0 * m * n * k)
-    return max(1.0 / (rate.matmul_flop_per_s * share), traffic / rate.memory_bytes_per_s)
+    operand = bits / 8 if bits else rate.element_bytes
+    traffic = (operand * (m * k + k * n) + rate.element_bytes * m * n) / (2.0 * m * n * k)
+    peak = dict(rate.low_flop_per_s).get(bits, rate.matmul_flop_per_s)
+    return max(1.0 / (peak * share), traffic / rate.memory_bytes_per_s)
 
 
 def attention_s_per_flop(rate: Rates, shape: tuple[int, int, int] | None) -> float:
@@ -180,11 +192,11 @@ def attention_s_per_flop(rate: Rates, shape: tuple[int, int, int] | None) -> flo
     return 1.0 / (rate.attention_flop_per_s * share)
 
 
-def _seconds(work: Work, rate: Rates, node: Node, nodes: int, ranks_per_node: int) -> float:
+def _seconds(work: Work, rate: Rates, node: Node, places: Places) -> float:
     """Time of one amount of work with nothing in its way."""
     match work.resource:
         case Resource.MATMUL:
-            per_flop = matmul_s_per_flop(rate, work.shape) if work.shape else 1.0 / rate.matmul_flop_per_s
+            per_flop = matmul_s_per_flop(rate, work.shape, work.bits) if work.shape else 1.0 / rate.matmul_flop_per_s
             return work.amount * per_flop
         case Resource.ATTENTION:
             return work.amount * attention_s_per_flop(rate, work.shape)
@@ -200,6 +212,7 @@ def _seconds(work: Work, rate: Rates, node: Node, nodes: int, ranks_per_node: in
             return work.amount / rate.nvme_read_bytes_per_s
         case Resource.NVME_WRITE:
             return work.amount / rate.nvme_write_bytes_per_s
+    nodes, ranks_per_node = places[work.group]
     return collective_s(
         work.resource,
         work.amount,
@@ -311,10 +324,10 @@ Buckets = dict[When, _Bucket]
 
 
 def _priced(
-    work: Sequence[Work], rate: Rates, node: Node, nodes: int, ranks_per_node: int, given: Buckets | None = None
+    work: Sequence[Work], rate: Rates, node: Node, places: Places, given: Buckets | None = None
 ) -> tuple[list[tuple[Work, float]], Buckets, Buckets]:
     """Each amount's seconds, and their sums by part: in every micro-step (on top of ``given``), and once per step."""
-    timed = [(item, _seconds(item, rate, node, nodes, ranks_per_node)) for item in work]
+    timed = [(item, _seconds(item, rate, node, places)) for item in work]
     every = {when: _both(given[when], _Bucket()) if given else _Bucket() for when in _PARTS}
     once = {when: _Bucket() for when in _PARTS}
     for item, seconds in timed:
@@ -324,7 +337,7 @@ def _priced(
 
 def compute_sums(compute: Sequence[Work], node: Node, *, ranks_per_node: int, precision: Precision) -> Buckets:
     """Seconds of one micro-step's compute by part, to be shared by all stacks that compute the same."""
-    return _priced(compute, rates(node, ranks_per_node, precision), node, 1, ranks_per_node)[1]
+    return _priced(compute, rates(node, ranks_per_node, precision), node, {})[1]
 
 
 def price_parts(
@@ -343,7 +356,7 @@ def price_parts(
     ``given`` are the sums of compute that ``work`` then leaves out.
     """
     rate = rates(node, ranks_per_node, precision)
-    _, every, once = _priced(work, rate, node, nodes, ranks_per_node, given)
+    _, every, once = _priced(work, rate, node, {Group.DATA: (nodes, ranks_per_node)}, given)
     update = once[When.STEP]
     return (
         *(PartTime(gradient_accumulation_steps - 1, _bounds_s(every[when], rate)) for when in _MICRO_STEP),
@@ -360,6 +373,7 @@ def price(
     ranks_per_node: int,
     gradient_accumulation_steps: int,
     precision: Precision = Precision.BF16,
+    places: Places | None = None,
 ) -> StepTime:
     """Seconds of one optimizer step from all its work.
 
@@ -370,12 +384,13 @@ def price(
         ranks_per_node: GPUs in use in each.
         gradient_accumulation_steps: micro-steps per optimizer step.
         precision: of the multiplications.
+        places: where each group of ranks lies; None: all ranks are data-parallel.
 
     Raises:
         ValueError: the GPU has no units for the precision (`refusal`), or the network between nodes is unknown.
     """
     rate = rates(node, ranks_per_node, precision)
-    timed, every, once = _priced(work, rate, node, nodes, ranks_per_node)
+    timed, every, once = _priced(work, rate, node, places or {Group.DATA: (nodes, ranks_per_node)})
     last = {when: _both(every[when], once[when]) for when in _MICRO_STEP}
     forward_s, backward_s = (_part_s(every[when], rate) for when in _MICRO_STEP)
     update = once[When.STEP]

@@ -17,12 +17,26 @@ class Resource(Enum):
     ALL_REDUCE = "all-reduce"  # bytes of the whole buffer
     ALL_GATHER = "all-gather"  # bytes of the gathered result
     REDUCE_SCATTER = "reduce-scatter"  # bytes of the buffer before scattering
+    ALL_TO_ALL = "all-to-all"  # bytes one rank holds before the exchange, its own share included
+    SEND = "send"  # bytes one rank passes to a neighbour
     HOST_TO_GPU = "host to GPU"  # bytes
     GPU_TO_HOST = "GPU to host"  # bytes
     HOST_MEMORY = "host memory"  # bytes moved in the host's DRAM (CPU optimizer)
     NVME_READ = "NVMe read"  # bytes
     NVME_WRITE = "NVMe write"  # bytes
     LAUNCH = "kernel launches"  # number of kernels
+
+
+class Group(Enum):
+    """Which ranks take part in a collective."""
+
+    __hash__ = object.__hash__  # members are singletons; the inherited hash is a Python call on a hot path
+
+    DATA = "data-parallel"
+    TENSOR = "tensor-parallel"
+    CONTEXT = "context-parallel"
+    EXPERT = "expert-parallel"
+    PIPELINE = "pipeline-parallel"
 
 
 class When(Enum):
@@ -50,5 +64,7 @@ class Work:
     once: bool = False
     side: bool = False
     shape: tuple[int, int, int] | None = None  # MATMUL: (m, n, k)
+    bits: int = 0  # MATMUL: of each operand where they are converted to 8 or 4 bits; 0: as the precision
+    group: Group = Group.DATA  # collectives: who takes part
     message_bytes: float = 0.0  # collectives: bytes of one call; 0: one call moves everything
     source: str = ""

@@ -82,8 +82,10 @@ class FrameworkStates:
                 name="gather updated weights",
                 resource=Resource.ALL_GATHER,
                 amount=float(e * n) if layout.state_shards > 1 and not cut else 0.0,
-                when=When.STEP,
+                when=When.FORWARD if layout.overlapped else When.STEP,
                 once=True,
+                side=layout.overlapped,
+                message_bytes=e * n / (setting.model.layers + 1),
             ),
             Work(
                 name=OPTIMIZER_UPDATE,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.candidate import all_work
 from ..planner.efficiency import value
 from ..planner.evaluate import evaluate
 from ..planner.frameworks import Framework, framework_of
-from ..planner.hardware import Gpu, Node
+from ..planner.hardware import Gpu
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from ..planner.measurements import machine, shape, subject
 from ..planner.measurements.layout import layout_of
@@ -16,10 +17,10 @@ from ..planner.measurements.score import Prediction
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
-from ..planner.parallel import WHOLE, Split, micro_batches_in_flight, stage
-from ..planner.time import price
+from ..planner.parallel import Split, micro_batches_in_flight, places, stage
+from ..planner.pipeline import pipeline_step_s
+from ..planner.time import StepTime, price
 from ..planner.transform import Setting, Stack, Strategy
-from ..planner.units import GBIT_BYTES
 from ..planner.work import Resource, Work
 from ..planner.workload import Method, Workload
 from .attention import Attention
@@ -27,6 +28,7 @@ from .checkpointing import Checkpointing
 from .framework import FrameworkStates
 from .kernels import FrameworkKernels
 from .lora import Lora
+from .model_parallel import ModelParallel
 from .loss import ChunkedLoss
 from .offload_optimizer import OffloadOptimizer
 from .offload_parameters import OffloadParameters
@@ -38,7 +40,6 @@ from .zero import Zero
 # Words of optimizers' names, and ours; bitsandbytes' "PagedAdamW" without a number keeps 32-bit states.
 OPTIMIZER_WORDS = (("8bit", "adamw-8bit"), ("lion", "lion"), ("adafactor", "adafactor"), ("sgd", "sgd"))
 GPUS_PER_NODE = 8
-NIC_GBPS = {"ampere": 200.0, "hopper": 400.0}  # per GPU, as most machines of configs/offers have them; where not stated
 
 
 def predict(row: Measurement) -> Prediction:
@@ -70,11 +71,11 @@ def _undecided(row: Measurement) -> Prediction:
 def _predict(row: Measurement, checkpointing: str) -> Prediction:
     whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
     split = subject.split_of(row, whole)
-    ends = dict.fromkeys((0, split.pipeline - 1))
-    parts = [_part(row, whole, split, index, checkpointing) for index in ends]
+    stages = dict.fromkeys((0, min(1, split.pipeline - 1), split.pipeline - 1))
+    parts = [_part(row, whole, split, index, checkpointing) for index in stages]
     fullest = max(parts, key=lambda part: part.memory.allocated_bytes)
-    seconds = _step_s(row, fullest) if split == WHOLE else None
-    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len")
+    seconds = _step_s(row, parts, split)
+    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / split.ranks
     return Prediction(
         memory=fullest.memory,
         ledger=fullest.ledger,
@@ -132,6 +133,7 @@ def _stack(row: Measurement, model: Model, split: Split, checkpointing: str) -> 
         *_method(row, model),
         Optimizer(name),
         FrameworkKernels(subject.kernels_of(row, framework, split)),
+        ModelParallel(split, overlapped=framework.overlapped),
         *((ChunkedLoss(),) if subject.loss_chunk_of(row, framework) else ()),
         Attention(subject.attention_of(row, model)),
         *((Checkpointing(layers),) if layers else ()),
@@ -194,28 +196,30 @@ def _pipelined(ledger: Ledger, row: Measurement, setting: Setting, split: Split,
     return ledger.plus(Entry(Item.WAITING, Device.GPU, size, phases, why, Certainty.ASSUMED, framework.source))
 
 
-def _step_s(row: Measurement, part: Part) -> float | None:
-    """Seconds of one optimizer step; None for a GPU that is not in the catalog, and for mixtures of experts."""
-    gpu, setting = machine.gpu_of(row), part.setting
-    if (
-        gpu is None
-        or subject.computes_in_8_bit(row)
-        or any(block.mlp and block.mlp.experts for block, _ in setting.model.distinct_blocks)
-    ):
+def _step_s(row: Measurement, parts: Sequence[Part], split: Split) -> float | None:
+    """Seconds of one optimizer step; None for a GPU that is not in the catalog."""
+    gpu = machine.gpu_of(row)
+    if gpu is None or subject.is_layer_split(row):
         return None
-    work = [
-        _of_its_time(w, framework_of(row.text("framework")).attention_generation)
-        for w in all_work(part.ledger, setting)
-    ]
-    step = price(
+    times = [_stage_time(row, part, split, gpu) for part in parts]
+    return pipeline_step_s(times, split)
+
+
+def _stage_time(row: Measurement, part: Part, split: Split, gpu: Gpu) -> StepTime:
+    """One stage's micro-steps, as if it were alone."""
+    generation = framework_of(row.text("framework")).attention_generation
+    work = [_of_its_time(w, generation) for w in all_work(part.ledger, part.setting)]
+    node = machine.node_of(row, gpu)
+    data = part.setting.world_size
+    return price(
         work,
-        _node(row, gpu, setting),
-        nodes=setting.nodes,
-        ranks_per_node=setting.ranks_per_node,
-        gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        node,
+        nodes=part.setting.nodes,
+        ranks_per_node=part.setting.ranks_per_node,
+        gradient_accumulation_steps=part.setting.gradient_accumulation_steps,
         precision=part.ledger.computation.precision,
+        places=places(split, data, node.gpus),
     )
-    return step.step_s
 
 
 def _of_its_time(work: Work, generation: str) -> Work:
@@ -223,17 +227,3 @@ def _of_its_time(work: Work, generation: str) -> Work:
     if work.resource is not Resource.ATTENTION or not generation:
         return work
     return replace(work, amount=work.amount / value("attention_generation", generation))
-
-
-def _node(row: Measurement, gpu: Gpu, setting: Setting) -> Node:
-    """The row's machine: 8 GPUs, the network as stated, else one NIC a GPU as its generation has them."""
-    stated = machine.network_gbps(row)
-    usual = NIC_GBPS.get(gpu.architecture.lower().split()[0], NIC_GBPS["hopper"]) * GPUS_PER_NODE
-    return Node(
-        gpu=gpu,
-        gpus=max(GPUS_PER_NODE, setting.ranks_per_node),
-        host_memory_bytes=None,
-        vcpus=None,
-        nvme_bytes=None,
-        internode_bytes_per_s=(stated or usual) * GBIT_BYTES,
-    )

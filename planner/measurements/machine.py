@@ -6,14 +6,19 @@ import re
 from functools import lru_cache
 
 from ..catalog import find_gpu
+from ..efficiency import architecture_key
 from ..errors import InputError
 from ..frameworks import framework_of
-from ..hardware import Gpu
+from ..hardware import Gpu, Node
 from ..memory import Allocator
 from ..parallel import Split
-from ..units import GIB
+from ..units import GBIT_BYTES, GIB
 from .subject import is_layer_split
 from .table import Measurement, Unsupported
+
+GPUS_PER_NODE = 8
+RACK = 72  # GPUs of one NVLink domain of a rack (GB200, GB300 NVL72)
+NIC_GBPS = {"ampere": 200.0, "hopper": 400.0, "blackwell": 400.0}  # per GPU, as most machines of configs/offers have them
 
 DRIVER_SHARE = 0.985  # A100-80: 79.14 of 80 GiB, H100-80: 79.11, RTX 4090: 23.6 of 24; configs/gpus.toml
 
@@ -80,3 +85,24 @@ def network_gbps(row: Measurement) -> float:
         return float(links[1]) * float(links[2])
     plain = RATE.search(text)
     return float(plain[1]) if plain else 0.0
+
+
+def node_of(row: Measurement, gpu: Gpu) -> Node:
+    """The row's machine: 8 GPUs or a rack, the network as stated, else one NIC a GPU as its generation has them."""
+    in_rack = "grace" in gpu.architecture.lower() and gpu.link.startswith("NVLink5")
+    gpus = RACK if in_rack else GPUS_PER_NODE
+    usual = NIC_GBPS.get(architecture_key(gpu.architecture), NIC_GBPS["hopper"]) * gpus
+    return _node(gpu, gpus, network_gbps(row) or usual)
+
+
+@lru_cache(maxsize=256)
+def _node(gpu: Gpu, gpus: int, gbps: float) -> Node:
+    """One value for equal machines: caches are keyed by identity."""
+    return Node(
+        gpu=gpu,
+        gpus=gpus,
+        host_memory_bytes=None,
+        vcpus=None,
+        nvme_bytes=None,
+        internode_bytes_per_s=gbps * GBIT_BYTES,
+    )

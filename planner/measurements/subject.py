@@ -44,6 +44,18 @@ def computes_in_8_bit(row: Measurement) -> bool:
     return any(word in text for word in ("fp8", "fp4", "int8"))
 
 
+def matmul_bits_of(row: Measurement) -> int:
+    """Bits of the operands of a layer's multiplications; 0: as the precision.
+
+    >>> from trainplan.planner.measurements.table import Measurement
+    >>> matmul_bits_of(Measurement(line=2, texts={"precision": "NVFP4"}, numbers={}))
+    4
+    """
+    if not computes_in_8_bit(row):
+        return 0
+    return 4 if "fp4" in row.text("precision").lower() else 8
+
+
 def precision_of(row: Measurement) -> Precision:
     """The precision of weights and activations.
 
@@ -129,6 +141,8 @@ def kernels_of(row: Measurement, framework: Framework, split: Split) -> Kernels:
         fused=framework.fused or row.text("compile").lower().startswith(("yes", "torch.compile")),
         quantized_input=framework.quantized_input,
         sequence_shards=shards,
+        context_shards=split.context,
+        matmul_bits=matmul_bits_of(row),
         logit_bytes=framework.logit_bytes,
     )
 

@@ -1,0 +1,132 @@
+"""Tensor, pipeline, context and expert parallelism: what one rank of a stage passes to the others of its groups.
+
+The stage's `Model` is cut already (`trainplan.planner.parallel.stage`); this adds the traffic of one micro-step.
+
+Symbols: T tokens of a rank, h hidden size, e bytes of an activation, t, c, x, p sizes of the groups, l dense and l_x
+mixture layers of the stage, k experts a token.
+
+    tensor     forward  2 all-reduces of T h e a dense layer, 1 a mixture layer (its experts are whole)
+               backward the same; sequence parallelism: an all-gather and a reduce-scatter each, and in backward the
+               inputs gathered again for the weights' gradients
+    context    forward  keys and values of all other ranks pass by: 2 g d T (c - 1) e a layer; backward twice that
+    expert     forward  2 exchanges of T k h e a mixture layer (there and back), backward 2
+    pipeline   v sends of T h e forward and backward, of each rank's own part of the sequence under sequence parallelism
+
+Recomputation repeats the forward pass's traffic.
+
+Source:
+    Shoeybi et al. 2019 (arXiv:1909.08053) §3; Korthikanti et al. 2022 (arXiv:2205.05198) §4.2.2; Narayanan et al. 2021
+    (arXiv:2104.04473) §3.2, §4.1; Liu et al. 2023 (arXiv:2310.01889); Lepikhin et al. 2020 (arXiv:2006.16668).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..planner.ledger import Ledger
+from ..planner.model import Block
+from ..planner.parallel import Split
+from ..planner.transform import Setting
+from ..planner.work import Group, Resource, When, Work
+
+TENSOR, CONTEXT, EXPERT, PIPELINE = (
+    "tensor-parallel exchange",
+    "context-parallel exchange",
+    "expert-parallel exchange",
+    "pipeline sends",
+)
+DENSE_EXCHANGES, MIXTURE_EXCHANGES = 2, 1  # places where tensor-parallel ranks meet: behind attention, behind the MLP
+SOURCE = "Megatron-LM core/tensor_parallel, core/pipeline_parallel, core/transformer/moe"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParallel:
+    """How the model is cut; ``overlapped``: tensor-parallel exchanges run beside the multiplications they feed."""
+
+    split: Split
+    overlapped: bool = False
+    rank = 45
+
+    @property
+    def name(self) -> str:
+        """All sizes above one: "tensor-8-pipeline-4"."""
+        sizes = {"tensor": self.split.tensor, "pipeline": self.split.pipeline, "context": self.split.context}
+        sizes["expert"] = self.split.expert
+        return "-".join(f"{name}-{size}" for name, size in sizes.items() if size > 1) or "whole"
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What the compatibility table may ask about."""
+        return {"model_parallel": self.split.ranks > 1 or self.split.expert > 1}
+
+    def accepts(self, setting: Setting) -> str | None:
+        """Any setting whose model is cut already."""
+        return None
+
+    def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
+        """Add the traffic of one micro-step."""
+        return ledger.doing(*self._work(ledger, setting))
+
+    def _work(self, ledger: Ledger, setting: Setting) -> Iterator[Work]:
+        model, split = setting.model, self.split
+        tokens = setting.workload.seq_len * setting.micro_batch
+        element = ledger.computation.precision.bytes
+        whole = float(tokens * model.hidden * element)
+        for block, layers in model.distinct_blocks:
+            again = min(1.0, ledger.computation.checkpointed_layers / model.layers)
+            yield from self._tensor(block, layers, whole, again)
+            yield from self._context(block, layers, tokens * element, again)
+            yield from self._experts(block, layers, whole, again)
+        if split.pipeline > 1:
+            message = whole / (split.tensor if split.sequence else 1)
+            send = Work(
+                name=PIPELINE, resource=Resource.SEND, amount=message * split.virtual, when=When.FORWARD,
+                message_bytes=message, group=Group.PIPELINE, side=split.virtual > 1, source=SOURCE,
+            )  # fmt: skip
+            yield from _both_ways(send, 1.0, 0.0)
+
+    def _tensor(self, block: Block, layers: int, whole: float, again: float) -> Iterator[Work]:
+        if self.split.tensor == 1:
+            return
+        meetings = MIXTURE_EXCHANGES if block.mlp is not None and block.mlp.experts else DENSE_EXCHANGES
+        kinds = (Resource.ALL_GATHER, Resource.REDUCE_SCATTER) if self.split.sequence else (Resource.ALL_REDUCE,)
+        for kind in kinds:
+            exchange = Work(
+                name=TENSOR, resource=kind, amount=meetings * layers * whole, when=When.FORWARD,
+                message_bytes=whole, group=Group.TENSOR, side=self.overlapped, source=SOURCE,
+            )  # fmt: skip
+            inputs_again = 2.0 if kind is Resource.ALL_GATHER else 1.0
+            yield from _both_ways(exchange, inputs_again, again)
+
+    def _context(self, block: Block, layers: int, token_bytes: float, again: float) -> Iterator[Work]:
+        attention = block.attention
+        if self.split.context == 1 or attention is None:
+            return
+        pair = token_bytes * attention.kv_heads * (attention.head_dim + (attention.value_dim or attention.head_dim))
+        exchange = Work(
+            name=CONTEXT, resource=Resource.SEND, amount=pair * (self.split.context - 1) * layers, when=When.FORWARD,
+            message_bytes=pair, group=Group.CONTEXT, side=True, source=SOURCE,
+        )  # fmt: skip
+        yield from _both_ways(exchange, 2.0, again)
+
+    def _experts(self, block: Block, layers: int, whole: float, again: float) -> Iterator[Work]:
+        mlp = block.mlp
+        if self.split.expert == 1 or mlp is None or not mlp.experts:
+            return
+        routed = whole * mlp.experts_per_token / (self.split.tensor if self.split.sequence else 1)
+        exchange = Work(
+            name=EXPERT, resource=Resource.ALL_TO_ALL, amount=2 * routed * layers, when=When.FORWARD,
+            message_bytes=routed, group=Group.EXPERT, source=SOURCE,
+        )  # fmt: skip
+        yield from _both_ways(exchange, 1.0, again)
+
+
+def _both_ways(forward: Work, backward: float, again: float) -> Iterator[Work]:
+    """The forward pass's traffic; in backward so many times as much, and recomputation's."""
+    yield forward
+    amount = forward.amount * (backward + again)
+    yield Work(
+        name=forward.name, resource=forward.resource, amount=amount, when=When.BACKWARD,
+        message_bytes=forward.message_bytes, group=forward.group, side=forward.side, source=forward.source,
+    )  # fmt: skip
