@@ -363,7 +363,8 @@ def _layers(
 ) -> tuple[dict[int, tuple[Work, ...]], dict[int, tuple[Work, ...]], tuple[Work, ...]]:
     """Work of each distinct layer, of its recomputation (both by the block's id), and of the rest of the model."""
     tokens = seq_len * micro_batch
-    chosen = replace(computation, attention=effective_attention(model, computation.attention))
+    attention = effective_attention(model, computation.attention)
+    chosen = computation if computation.kernels.fused else replace(computation, attention=attention)
     whole: dict[int, tuple[Work, ...]] = {}
     again: dict[int, tuple[Work, ...]] = {}
     for block, _ in model.distinct_blocks:

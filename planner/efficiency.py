@@ -44,6 +44,16 @@ def value(table: str, name: str) -> float:
     return figure(table, name).value
 
 
+def optional(table: str, *names: str) -> float | None:
+    """The first of these rows that a table has; None where it has none of them.
+
+    >>> optional("matmul_energy", "hopper sm90", "hopper"), optional("matmul_energy", "unheard-of")
+    (1040000000000.0, None)
+    """
+    rows = figures()[table]
+    return next((rows[name].value for name in names if name in rows), None)
+
+
 def architecture_key(architecture: str) -> str:
     """The first word of a GPU's architecture, as the tables name it.
 

@@ -28,6 +28,7 @@ class Framework:
     words: tuple[str, ...]
     sharding: str
     attention_generation: str
+    matmul_generation: str
     fused: bool
     overlapped: bool
     fused_qkv: bool

@@ -128,21 +128,29 @@ def stage(model: Model, split: Split, index: int) -> Model:
 def stage_layers(layers: int, split: Split, index: int) -> tuple[int, int]:
     """Which layers stage ``index`` holds, from first to behind the last.
 
-    ceil(L / p) each where p divides L; else embedding and head count as a layer each, so that the first and the last
-    stage hold one less, and what does not divide even then falls short on the last stage.
+    L / p each where p divides L; else embedding and head count as a layer each, and all L + 2 are spread evenly.
 
     Source:
-        Megatron-LM ``account_for_embedding_in_pipeline_split`` and ``account_for_loss_in_pipeline_split``.
+        Megatron-LM ``account_for_embedding_in_pipeline_split`` and ``account_for_loss_in_pipeline_split``; DeepSpeed
+        runtime/pipe/module.py, partition method "type:transformer|embedding".
 
-    >>> stage_layers(80, Split(pipeline=4), 3), stage_layers(126, Split(pipeline=8), 0), stage_layers(126, Split(pipeline=8), 7)
-    ((60, 80), (0, 15), (111, 126))
+    >>> stage_layers(80, Split(pipeline=4), 3), stage_layers(126, Split(pipeline=8), 0)
+    ((60, 80), (0, 15))
     """
-    stages = split.pipeline
-    ends = 0 if layers % stages == 0 or stages == 1 else 1
-    size = -(-(layers + 2 * ends) // stages)
-    start = max(0, index * size - ends)
-    end = min(layers, (index + 1) * size - ends)
-    return (start, end) if start < end else (max(0, layers - size), layers)
+    ends = 0 if layers % split.pipeline == 0 else 1
+    total = layers + 2 * ends
+    start, end = (round(i * total / split.pipeline) - ends for i in (index, index + 1))
+    return max(0, start), min(layers, end)
+
+
+def longest_stage(layers: int, split: Split) -> int:
+    """The stage with the most layers; of equals one that is neither first nor last.
+
+    >>> longest_stage(80, Split(pipeline=4)), longest_stage(78, Split(pipeline=12)), longest_stage(2, Split(pipeline=2))
+    (1, 1, 0)
+    """
+    inner = range(1, split.pipeline - 1) or range(1)
+    return max(inner, key=lambda index: -int.__sub__(*stage_layers(layers, split, index)))
 
 
 def _table(parameter: Parameter, tensor: int) -> Parameter:
@@ -150,7 +158,8 @@ def _table(parameter: Parameter, tensor: int) -> Parameter:
     if parameter.kind not in (ParameterKind.EMBEDDING, ParameterKind.LINEAR):
         return parameter
     rows, *rest = parameter.shape
-    return replace(parameter, shape=(-(-rows // tensor), *rest))
+    own = -(-rows // tensor)
+    return replace(parameter, shape=(own, *rest), fan_out=own if parameter.fan_out else 0)
 
 
 def _block(block: Block, hidden: int, split: Split) -> Block:

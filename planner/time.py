@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
-from .efficiency import architecture_key, figure, value
+from .efficiency import architecture_key, figure, optional, value
 from .hardware import Gpu, Node
 from .network import COLLECTIVES, collective_s
 from .parallel import Places
@@ -120,8 +120,8 @@ def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
     key = architecture_key(gpu.architecture)
     ceiling = gpu.matmul_efficiency or value("matmul_ceiling", key)
     return Rates(
-        matmul_flop_per_s=peak * ceiling * value("matmul_sustained", key),
-        low_flop_per_s=_low_rates(gpu, key),
+        matmul_flop_per_s=_sustained_flop_per_s(gpu, peak, ceiling, "matmul_energy"),
+        low_flop_per_s=_low_rates(gpu),
         element_bytes=precision.bytes,
         tile=value("matmul_shape", "tile"),
         smallest_tile=value("matmul_shape", "smallest_tile"),
@@ -140,11 +140,20 @@ def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
     )
 
 
-def _low_rates(gpu: Gpu, key: str) -> tuple[tuple[int, float], ...]:
-    """Large multiplications on operands of 8 and 4 bits: peak x ceiling x sustained share."""
-    eight = (gpu.fp8_flop_per_s or 0.0) * (gpu.fp8_efficiency or value("fp8_ceiling", key)) * value("fp8_sustained", key)
-    four = (gpu.fp4_flop_per_s or 0.0) * value("fp4_ceiling", key) * value("fp8_sustained", key)
-    return tuple((bits, rate) for bits, rate in ((8, eight), (4, four)) if rate)
+def _sustained_flop_per_s(gpu: Gpu, peak: float, ceiling: float, energy: str) -> float:
+    """What large multiplications keep up: their ceiling's share, or what the power limit lets through."""
+    key = architecture_key(gpu.architecture)
+    share = peak * ceiling * value("matmul_sustained", "other")
+    per_joule = optional(energy, "-".join(gpu.architecture.lower().split()[:2]), key)
+    return min(share, per_joule * gpu.tdp_w) if per_joule and gpu.tdp_w else share
+
+
+def _low_rates(gpu: Gpu) -> tuple[tuple[int, float], ...]:
+    """The same on operands of 8 and 4 bits, where the GPU has such units."""
+    key = architecture_key(gpu.architecture)
+    eight = gpu.fp8_efficiency or value("fp8_ceiling", key)
+    rows = ((8, gpu.fp8_flop_per_s, eight, "fp8_energy"), (4, gpu.fp4_flop_per_s, value("fp4_ceiling", key), "fp4_energy"))
+    return tuple((bits, _sustained_flop_per_s(gpu, peak, ceiling, energy)) for bits, peak, ceiling, energy in rows if peak)
 
 
 def matmul_share(
@@ -453,7 +462,7 @@ def _sources(architecture: str) -> dict[Resource, str]:
     """Where each resource's share was read."""
     network = figure("collective", "nvlink").source
     sources = dict.fromkeys(COLLECTIVES, network)
-    sources[Resource.MATMUL] = figure("matmul_sustained", architecture).source
+    sources[Resource.MATMUL] = figure("matmul_sustained", "other").source
     sources[Resource.ATTENTION] = figure("attention", architecture).source
     sources[Resource.MEMORY] = figure("memory", "bandwidth").source
     sources[Resource.LAUNCH] = figure("launch", "seconds").source

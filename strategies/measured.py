@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.candidate import all_work
-from ..planner.efficiency import value
+from ..planner.efficiency import architecture_key, value
 from ..planner.evaluate import evaluate
 from ..planner.frameworks import Framework, framework_of
 from ..planner.hardware import Gpu
@@ -17,7 +17,7 @@ from ..planner.measurements.score import Prediction
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
-from ..planner.parallel import Split, micro_batches_in_flight, places, stage
+from ..planner.parallel import Split, longest_stage, micro_batches_in_flight, places, stage
 from ..planner.pipeline import pipeline_step_s
 from ..planner.time import StepTime, price
 from ..planner.transform import Setting, Stack, Strategy
@@ -71,7 +71,7 @@ def _undecided(row: Measurement) -> Prediction:
 def _predict(row: Measurement, checkpointing: str) -> Prediction:
     whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
     split = subject.split_of(row, whole)
-    stages = dict.fromkeys((0, min(1, split.pipeline - 1), split.pipeline - 1))
+    stages = dict.fromkeys((0, longest_stage(whole.layers, split), split.pipeline - 1))
     parts = [_part(row, whole, split, index, checkpointing) for index in stages]
     fullest = max(parts, key=lambda part: part.memory.allocated_bytes)
     seconds = _step_s(row, parts, split)
@@ -207,8 +207,8 @@ def _step_s(row: Measurement, parts: Sequence[Part], split: Split) -> float | No
 
 def _stage_time(row: Measurement, part: Part, split: Split, gpu: Gpu) -> StepTime:
     """One stage's micro-steps, as if it were alone."""
-    generation = framework_of(row.text("framework")).attention_generation
-    work = [_of_its_time(w, generation) for w in all_work(part.ledger, part.setting)]
+    framework = framework_of(row.text("framework"))
+    work = [_of_its_time(w, framework, gpu) for w in all_work(part.ledger, part.setting)]
     node = machine.node_of(row, gpu)
     data = part.setting.world_size
     return price(
@@ -222,8 +222,10 @@ def _stage_time(row: Measurement, part: Part, split: Split, gpu: Gpu) -> StepTim
     )
 
 
-def _of_its_time(work: Work, generation: str) -> Work:
-    """Attention kernels before FlashAttention-2 are slower by one factor."""
-    if work.resource is not Resource.ATTENTION or not generation:
-        return work
-    return replace(work, amount=work.amount / value("attention_generation", generation))
+def _of_its_time(work: Work, framework: Framework, gpu: Gpu) -> Work:
+    """Kernels of another generation than those the rates were measured on are slower or faster by one factor."""
+    if work.resource is Resource.ATTENTION and framework.attention_generation:
+        return replace(work, amount=work.amount / value("attention_generation", framework.attention_generation))
+    if work.resource is Resource.MATMUL and framework.matmul_generation:
+        return replace(work, amount=work.amount / value("matmul_generation", architecture_key(gpu.architecture)))
+    return work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 from ..catalog import find_gpu
@@ -25,7 +26,18 @@ DRIVER_SHARE = 0.985  # A100-80: 79.14 of 80 GiB, H100-80: 79.11, RTX 4090: 23.6
 
 def gpu_of(row: Measurement) -> Gpu | None:
     """The catalog's accelerator, if it has the row's."""
-    return _gpu(row.text("gpu"), row.number("gpu_mem_gb")) if row.text("gpu") else None
+    known = _gpu(row.text("gpu"), row.number("gpu_mem_gb")) if row.text("gpu") else None
+    limit = POWER.search(row.text("gpu"))
+    return _limited(known, float(limit[1])) if known and limit else known
+
+
+POWER = re.compile(r"\b([0-9]{2,4}) ?W\b")
+
+
+@lru_cache(maxsize=64)
+def _limited(gpu: Gpu, watts: float) -> Gpu:
+    """One value for equal cards: caches are keyed by identity."""
+    return replace(gpu, tdp_w=watts)
 
 
 @lru_cache(maxsize=1024)

@@ -71,6 +71,8 @@ def precision_of(row: Measurement) -> Precision:
 def attention_of(row: Measurement, model: Model) -> AttentionImplementation:
     """Eager where the row says so."""
     eager = "eager" in row.text("attn_impl").lower()
+    if framework_of(row.text("framework")).fused and not eager:
+        return AttentionImplementation.FLASH  # its own kernels know sinks and soft caps
     return effective_attention(model, AttentionImplementation.EAGER if eager else AttentionImplementation.FLASH)
 
 
