@@ -28,9 +28,10 @@ class Framework:
     words: tuple[str, ...]
     sharding: str
     attention_generation: str
-    matmul_generation: str
+    software: str
     fused: bool
     overlapped: bool
+    interleaved: bool
     fused_qkv: bool
     sequence_parallel: bool
     lora_dropout: float

@@ -57,10 +57,8 @@ class Rates:
     matmul_flop_per_s: float  # of a large multiplication
     low_flop_per_s: tuple[tuple[int, float], ...]  # the same on operands of 8 and of 4 bits, where the GPU has such units
     element_bytes: int
-    tile: float
-    smallest_tile: float
+    multiprocessors: int
     half_k: float
-    wave_tiles: float
     attention_flop_per_s: float  # of a long sequence
     half_keys: float
     memory_bytes_per_s: float
@@ -123,10 +121,8 @@ def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
         matmul_flop_per_s=_sustained_flop_per_s(gpu, peak, ceiling, "matmul_energy"),
         low_flop_per_s=_low_rates(gpu),
         element_bytes=precision.bytes,
-        tile=value("matmul_shape", "tile"),
-        smallest_tile=value("matmul_shape", "smallest_tile"),
+        multiprocessors=int(value("multiprocessors", key)),
         half_k=value("matmul_shape", "half_k"),
-        wave_tiles=value("matmul_shape", "wave_tiles"),
         attention_flop_per_s=peak * value("attention", key),
         half_keys=value("attention_shape", "half_keys"),
         memory_bytes_per_s=gpu.memory_bandwidth_bytes_per_s * value("memory", "bandwidth"),
@@ -156,24 +152,55 @@ def _low_rates(gpu: Gpu) -> tuple[tuple[int, float], ...]:
     return tuple((bits, _sustained_flop_per_s(gpu, peak, ceiling, energy)) for bits, peak, ceiling, energy in rows if peak)
 
 
-def matmul_share(
-    shape: tuple[int, int, int], *, tile: float, smallest_tile: float, half_k: float, wave_tiles: float
-) -> float:
-    """Share of a large multiplication's rate that (m, n, k) reaches.
+TILES = ((256, 128), (128, 256), (128, 128), (64, 128), (128, 64), (32, 64), (64, 32))  # rows, columns of one output tile
 
-    Formula: u(m) u(n) * k / (k + half_k) * tiles / (tiles + wave_tiles), with u(x) = x / (x rounded up to whole tiles;
-    below one tile, to whole smallest tiles) and tiles = ceil(m / tile) ceil(n / tile): partly empty tiles, prologue and
-    epilogue of each tile's loop over k, and the last wave of tiles that fills the multiprocessors half on average.
 
-    >>> round(matmul_share((8192, 8192, 8192), tile=128, smallest_tile=32, half_k=0, wave_tiles=64), 3)
-    0.985
-    >>> matmul_share((16, 192, 1024), tile=128, smallest_tile=32, half_k=0, wave_tiles=0)  # 16 / 32 * 192 / 256
-    0.375
+def matmul_share(shape: tuple[int, int, int], *, multiprocessors: int, half_k: float) -> float:
+    """Share of a large multiplication's rate that (m, n, k) reaches with the best tile.
+
+    Formula: k / (k + half_k) * max over tiles of: share(tile) * m n / (waves * multiprocessors * tile's area), with
+    waves = ceil(ceil(m / rows) ceil(n / columns) / multiprocessors): partly empty tiles, prologue and epilogue of each
+    tile's loop over k, and a last wave of tiles that leaves multiprocessors idle.
+
+    >>> round(matmul_share((8192, 8192, 8192), multiprocessors=128, half_k=0), 3)  # 2048 tiles, 16 full waves
+    1.0
+    >>> round(matmul_share((128, 128, 1024), multiprocessors=128, half_k=0), 4)  # 8 tiles of 32 x 64 at half a rate
+    0.0312
     """
     m, n, k = shape
-    tiles = ceil(m / tile) * ceil(n / tile)
-    filled = _filled(m, tile, smallest_tile) * _filled(n, tile, smallest_tile)
-    return filled * k / (k + half_k) * tiles / (tiles + wave_tiles)
+    return k / (k + half_k) * max(_tiled(m, n, rows, columns, multiprocessors) for rows, columns in TILES)
+
+
+def _tiled(m: int, n: int, rows: int, columns: int, multiprocessors: int) -> float:
+    waves = ceil(ceil(m / rows) * ceil(n / columns) / multiprocessors)
+    filled = m * n / (waves * multiprocessors * rows * columns)
+    return filled * _tile_share(rows, columns)
+
+
+@lru_cache(maxsize=16)
+def _tile_share(rows: int, columns: int) -> float:
+    return value("matmul_tile", str(max(rows, columns) if min(rows, columns) == 128 else min(rows, columns)))
+
+
+def alignment_share(shape: tuple[int, int, int], element_bytes: float) -> float:
+    """Share of the rate left where rows of the operands or of the result do not begin at whole lines of memory.
+
+    Tensor cores need rows of a multiple of 16 bytes; on A100 and later they are fastest from multiples of 128.
+
+    Source:
+        NVIDIA Deep Learning Performance guide, Matrix Multiplication, "Tensor Core requirements".
+
+    >>> alignment_share((4096, 4096, 4096), 2), alignment_share((4096, 1800, 4096), 2) < 1
+    (1.0, True)
+    """
+    _, n, k = shape
+    if all(size * element_bytes % LINE_BYTES == 0 for size in (n, k)):
+        return 1.0
+    aligned = all(size * element_bytes % VECTOR_BYTES == 0 for size in (n, k))
+    return value("matmul_alignment", "vector" if aligned else "none")
+
+
+VECTOR_BYTES, LINE_BYTES = 16, 128
 
 
 def _filled(size: int, tile: float, smallest_tile: float) -> float:
@@ -186,12 +213,10 @@ def _filled(size: int, tile: float, smallest_tile: float) -> float:
 def matmul_s_per_flop(rate: Rates, shape: tuple[int, int, int], bits: int = 0) -> float:
     """Seconds per FLOP of one shape: the slower of the arithmetic and of reading and writing the three matrices."""
     m, n, k = shape
-    share = matmul_share(
-        shape, tile=rate.tile, smallest_tile=rate.smallest_tile, half_k=rate.half_k, wave_tiles=rate.wave_tiles
-    )
+    share = matmul_share(shape, multiprocessors=rate.multiprocessors, half_k=rate.half_k)
     operand = bits / 8 if bits else rate.element_bytes
     traffic = (operand * (m * k + k * n) + rate.element_bytes * m * n) / (2.0 * m * n * k)
-    peak = dict(rate.low_flop_per_s).get(bits, rate.matmul_flop_per_s)
+    peak = dict(rate.low_flop_per_s).get(bits, rate.matmul_flop_per_s) * alignment_share(shape, rate.element_bytes)
     return max(1.0 / (peak * share), traffic / rate.memory_bytes_per_s)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.candidate import all_work
-from ..planner.efficiency import architecture_key, value
+from ..planner.efficiency import architecture_key, is_young, value
 from ..planner.evaluate import evaluate
 from ..planner.frameworks import Framework, framework_of
 from ..planner.hardware import Gpu
@@ -39,7 +39,6 @@ from .zero import Zero
 
 # Words of optimizers' names, and ours; bitsandbytes' "PagedAdamW" without a number keeps 32-bit states.
 OPTIMIZER_WORDS = (("8bit", "adamw-8bit"), ("lion", "lion"), ("adafactor", "adafactor"), ("sgd", "sgd"))
-GPUS_PER_NODE = 8
 
 
 def predict(row: Measurement) -> Prediction:
@@ -65,7 +64,8 @@ def _undecided(row: Measurement) -> Prediction:
     if not sparing.fits:
         return plain
     likelier = plain if plain.memory.allocated_bytes <= plain.memory.capacity_bytes else sparing
-    return replace(likelier, fits=None)
+    quicker = plain if framework_of(row.text("framework")).fused else likelier  # such recipes are tuned not to recompute
+    return replace(likelier, fits=None, tokens_per_s_per_gpu=quicker.tokens_per_s_per_gpu)
 
 
 def _predict(row: Measurement, checkpointing: str) -> Prediction:
@@ -116,10 +116,10 @@ def _setting(row: Measurement, model: Model, split: Split) -> Setting:
     micro_batch, micro_steps = row.whole("micro_batch"), row.micro_steps
     sequences = micro_batch * micro_steps * row.replicas
     seq_len = -(-row.whole("seq_len") // split.context)
-    ranks = min(row.replicas, GPUS_PER_NODE)
+    ranks = max(d for d in range(1, machine.GPUS_PER_NODE + 1) if row.replicas % d == 0)
     return Setting(
         workload=Workload(model=model, tokens=sequences * seq_len, seq_len=seq_len, global_batch=sequences),
-        nodes=-(-row.replicas // ranks),
+        nodes=row.replicas // ranks,
         ranks_per_node=ranks,
         micro_batch=micro_batch,
     )
@@ -226,6 +226,6 @@ def _of_its_time(work: Work, framework: Framework, gpu: Gpu) -> Work:
     """Kernels of another generation than those the rates were measured on are slower or faster by one factor."""
     if work.resource is Resource.ATTENTION and framework.attention_generation:
         return replace(work, amount=work.amount / value("attention_generation", framework.attention_generation))
-    if work.resource is Resource.MATMUL and framework.matmul_generation:
+    if work.resource is Resource.MATMUL and is_young(gpu.architecture, framework.software):
         return replace(work, amount=work.amount / value("matmul_generation", architecture_key(gpu.architecture)))
     return work

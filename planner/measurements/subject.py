@@ -166,7 +166,7 @@ def split_of(row: Measurement, model: Model) -> Split:
     split = Split(
         tensor=row.whole("tp", 1),
         pipeline=row.whole("n_gpus", 1) if is_layer_split(row) else row.whole("pp", 1),
-        virtual=row.whole("vpp", 1),
+        virtual=_chunks(row, model),
         context=row.whole("cp", 1),
         expert=row.whole("ep", 1),
         sequence=row.whole("tp", 1) > 1 and _sequence_parallel(row),
@@ -177,6 +177,14 @@ def split_of(row: Measurement, model: Model) -> Split:
     if found:
         raise Unsupported("; ".join(found))
     return split
+
+
+def _chunks(row: Measurement, model: Model) -> int:
+    """Model chunks of a pipeline rank: as stated, else the framework's habit."""
+    stages = row.whole("pp", 1)
+    if row.whole("vpp") or stages == 1 or model.layers % stages:
+        return row.whole("vpp", 1)
+    return model.layers // stages if framework_of(row.text("framework")).interleaved else 1
 
 
 def loss_chunk_of(row: Measurement, framework: Framework) -> bool:
