@@ -43,11 +43,13 @@ class StepTime:
     gradient_accumulation_steps: int
     boundary_s: float  # once per step: last reductions, optimizer, gather of updated weights
     terms: tuple[TimeTerm, ...]
+    fill_s: float = 0.0  # once per step: filling and draining a pipeline
 
     @property
     def step_s(self) -> float:
         """Seconds of one optimizer step."""
-        return self.gradient_accumulation_steps * (self.forward_s + self.backward_s) + self.boundary_s
+        each = self.forward_s + self.backward_s
+        return self.gradient_accumulation_steps * each + self.boundary_s + self.fill_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: the shape cache is keyed by it
@@ -201,12 +203,6 @@ def alignment_share(shape: tuple[int, int, int], element_bytes: float) -> float:
 
 
 VECTOR_BYTES, LINE_BYTES = 16, 128
-
-
-def _filled(size: int, tile: float, smallest_tile: float) -> float:
-    """u: share of the tiles along one side that holds data."""
-    unit = tile if size > tile else smallest_tile
-    return size / (ceil(size / unit) * unit)
 
 
 @lru_cache(maxsize=65536)

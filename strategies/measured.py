@@ -17,8 +17,8 @@ from ..planner.measurements.score import Prediction
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
-from ..planner.parallel import Split, longest_stage, micro_batches_in_flight, places, stage
-from ..planner.pipeline import pipeline_step_s
+from ..planner.parallel import micro_batches_in_flight
+from ..planner.pipeline import pipelined
 from ..planner.time import StepTime, price
 from ..planner.transform import Setting, Stack, Strategy
 from ..planner.work import Resource, Work
@@ -70,12 +70,10 @@ def _undecided(row: Measurement) -> Prediction:
 
 def _predict(row: Measurement, checkpointing: str) -> Prediction:
     whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
-    split = subject.split_of(row, whole)
-    stages = dict.fromkeys((0, longest_stage(whole.layers, split), split.pipeline - 1))
-    parts = [_part(row, whole, split, index, checkpointing) for index in stages]
+    parts = [_part(row, each, checkpointing) for each in _setting(row, whole).stages]
     fullest = max(parts, key=lambda part: part.memory.allocated_bytes)
-    seconds = _step_s(row, parts, split)
-    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / split.ranks
+    seconds = _step_s(row, parts)
+    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / fullest.setting.split.ranks
     return Prediction(
         memory=fullest.memory,
         ledger=fullest.ledger,
@@ -93,40 +91,41 @@ class Part:
     memory: GpuMemory
 
 
-def _part(row: Measurement, whole: Model, split: Split, index: int, checkpointing: str) -> Part:
-    model = stage(whole, split, index)
-    setting = _setting(row, model, split)
-    stack = _stack(row, model, split, checkpointing)
-    ledger = evaluate(stack, setting)
+def _part(row: Measurement, setting: Setting, checkpointing: str) -> Part:
+    ledger = evaluate(_stack(row, setting, checkpointing), setting)
     if checkpointing == "selective":
         ledger = _selective(ledger, setting)
-    ledger = _pipelined(ledger, row, setting, split, index)
+    ledger = _outputs(ledger, row, setting)
     memory = memory_of(
         ledger,
         machine.capacity_of(row),
-        communicators=machine.communicators_of(row, split),
+        communicators=machine.communicators_of(row, setting.split),
         allocator=machine.allocator_of(row),
     )
     return Part(ledger=ledger, setting=setting, memory=memory)
 
 
-def _setting(row: Measurement, model: Model, split: Split) -> Setting:
+def _setting(row: Measurement, whole: Model) -> Setting:
+    """Ranks as stated; nodes of 8, or a rack, or the largest equal parts below."""
     if not row.whole("seq_len") or not row.whole("micro_batch"):
         raise Unsupported("sequence length or micro-batch is not stated")
-    micro_batch, micro_steps = row.whole("micro_batch"), row.micro_steps
-    sequences = micro_batch * micro_steps * row.replicas
-    seq_len = -(-row.whole("seq_len") // split.context)
-    ranks = max(d for d in range(1, machine.GPUS_PER_NODE + 1) if row.replicas % d == 0)
+    split = subject.split_of(row, whole)
+    gpus, most = row.replicas * split.ranks, machine.gpus_per_node(row)
+    ranks = max(size for size in range(1, min(gpus, most) + 1) if gpus % size == 0)
+    sequences = row.whole("micro_batch") * row.micro_steps * row.replicas
+    seq_len = row.whole("seq_len")
     return Setting(
-        workload=Workload(model=model, tokens=sequences * seq_len, seq_len=seq_len, global_batch=sequences),
-        nodes=row.replicas // ranks,
+        workload=Workload(model=whole, tokens=sequences * seq_len, seq_len=seq_len, global_batch=sequences),
+        nodes=gpus // ranks,
         ranks_per_node=ranks,
-        micro_batch=micro_batch,
+        micro_batch=row.whole("micro_batch"),
+        split=split,
     )
 
 
-def _stack(row: Measurement, model: Model, split: Split, checkpointing: str) -> Stack:
+def _stack(row: Measurement, setting: Setting, checkpointing: str) -> Stack:
     framework, name = framework_of(row.text("framework")), optimizer_of(row)
+    model, split = setting.model, setting.split
     layers = subject.checkpointed_layers(checkpointing, model.layers)
     return Stack.of(
         Precision(subject.precision_of(row)),
@@ -173,7 +172,7 @@ def _method(row: Measurement, model: Model) -> tuple[Strategy, ...]:
 
 def _selective(ledger: Ledger, setting: Setting) -> Ledger:
     """Results of some operations stay beside the checkpoints."""
-    tokens = setting.workload.seq_len * setting.micro_batch
+    tokens = setting.seq_len * setting.micro_batch
     size = subject.selectively_kept_bytes(setting.model, ledger.computation.precision.bytes, tokens)
     phases = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.RECOMPUTE)
     return ledger.plus(
@@ -181,44 +180,42 @@ def _selective(ledger: Ledger, setting: Setting) -> Ledger:
     )
 
 
-def _pipelined(ledger: Ledger, row: Measurement, setting: Setting, split: Split, index: int) -> Ledger:
-    """Other micro-batches wait for their backward pass on the stages of a pipeline; see `micro_batches_in_flight`."""
-    if split.pipeline == 1 or subject.is_layer_split(row):
+def _outputs(ledger: Ledger, row: Measurement, setting: Setting) -> Ledger:
+    """What the layers' split changes: DeepSpeed's pipeline keeps each waiting micro-batch's output; device_map none."""
+    if subject.is_layer_split(row):
+        return ledger.without(Item.WAITING)
+    framework, index = framework_of(row.text("framework")), setting.stage_index
+    if setting.split.pipeline == 1 or framework.sharding != "deepspeed":
         return ledger
-    in_flight = micro_batches_in_flight(split, index, setting.gradient_accumulation_steps)
-    kept = ledger.bytes_of(Item.SAVED, Item.CHECKPOINTS)
-    output = ledger.computation.precision.bytes * setting.model.hidden * setting.workload.seq_len * setting.micro_batch
-    framework = framework_of(row.text("framework"))
-    outputs = in_flight * output if framework.sharding == "deepspeed" else 0.0
-    why = f"{in_flight:.1f} micro-batches in flight on stage {index}"
-    size = round((in_flight - 1) * kept + outputs)
+    in_flight = micro_batches_in_flight(setting.split, index, setting.gradient_accumulation_steps)
+    output = ledger.computation.precision.bytes * setting.model.hidden * setting.seq_len * setting.micro_batch
     phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS)
-    return ledger.plus(Entry(Item.WAITING, Device.GPU, size, phases, why, Certainty.ASSUMED, framework.source))
+    why = f"outputs of {in_flight:.1f} micro-batches"
+    return ledger.plus(
+        Entry(Item.WAITING, Device.GPU, round(in_flight * output), phases, why, Certainty.ASSUMED, framework.source)
+    )
 
 
-def _step_s(row: Measurement, parts: Sequence[Part], split: Split) -> float | None:
+def _step_s(row: Measurement, parts: Sequence[Part]) -> float | None:
     """Seconds of one optimizer step; None for a GPU that is not in the catalog."""
     gpu = machine.gpu_of(row)
     if gpu is None or subject.is_layer_split(row):
         return None
-    times = [_stage_time(row, part, split, gpu) for part in parts]
-    return pipeline_step_s(times, split)
+    return pipelined([_stage_time(row, part, gpu) for part in parts], parts[0].setting.split).step_s
 
 
-def _stage_time(row: Measurement, part: Part, split: Split, gpu: Gpu) -> StepTime:
+def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
     """One stage's micro-steps, as if it were alone."""
-    framework = framework_of(row.text("framework"))
-    work = [_of_its_time(w, framework, gpu) for w in all_work(part.ledger, part.setting)]
-    node = machine.node_of(row, gpu)
-    data = part.setting.world_size
+    framework, setting = framework_of(row.text("framework")), part.setting
+    work = [_of_its_time(w, framework, gpu) for w in all_work(part.ledger, setting)]
     return price(
         work,
-        node,
-        nodes=part.setting.nodes,
-        ranks_per_node=part.setting.ranks_per_node,
-        gradient_accumulation_steps=part.setting.gradient_accumulation_steps,
+        machine.node_of(row, gpu),
+        nodes=setting.nodes,
+        ranks_per_node=setting.ranks_per_node,
+        gradient_accumulation_steps=setting.gradient_accumulation_steps,
         precision=part.ledger.computation.precision,
-        places=places(split, data, node.gpus),
+        places=setting.places,
     )
 
 

@@ -24,11 +24,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..planner.compatibility import refused
+from ..planner.computation import Kernels
+from ..planner.errors import InputError
 from ..planner.ledger import Ledger
-from ..planner.model import Block
-from ..planner.parallel import Split
-from ..planner.transform import Setting
+from ..planner.model import Block, Model
+from ..planner.parallel import WHOLE, Split, problems
+from ..planner.transform import Setting, Stack
 from ..planner.work import Group, Resource, When, Work
+from .kernels import FrameworkKernels
 
 TENSOR, CONTEXT, EXPERT, PIPELINE = (
     "tensor-parallel exchange",
@@ -37,6 +41,7 @@ TENSOR, CONTEXT, EXPERT, PIPELINE = (
     "pipeline sends",
 )
 DENSE_EXCHANGES, MIXTURE_EXCHANGES = 2, 1  # places where tensor-parallel ranks meet: behind attention, behind the MLP
+MOST_RANKS = 65_536
 SOURCE = "Megatron-LM core/tensor_parallel, core/pipeline_parallel, core/transformer/moe"
 
 
@@ -58,7 +63,7 @@ class ModelParallel:
     @property
     def facts(self) -> Mapping[str, object]:
         """What the compatibility table may ask about."""
-        return {"model_parallel": self.split.ranks > 1 or self.split.expert > 1}
+        return {"pipeline": self.split.pipeline > 1}
 
     def accepts(self, setting: Setting) -> str | None:
         """Any setting whose model is cut already."""
@@ -70,7 +75,7 @@ class ModelParallel:
 
     def _work(self, ledger: Ledger, setting: Setting) -> Iterator[Work]:
         model, split = setting.model, self.split
-        tokens = setting.workload.seq_len * setting.micro_batch
+        tokens = setting.seq_len * setting.micro_batch
         element = ledger.computation.precision.bytes
         whole = float(tokens * model.hidden * element)
         for block, layers in model.distinct_blocks:
@@ -130,3 +135,58 @@ def _both_ways(forward: Work, backward: float, again: float) -> Iterator[Work]:
         name=forward.name, resource=forward.resource, amount=amount, when=When.BACKWARD,
         message_bytes=forward.message_bytes, group=forward.group, side=forward.side, source=forward.source,
     )  # fmt: skip
+
+
+def cut(stack: Stack, setting: Setting) -> Stack:
+    """A stack on a model that is cut as the setting says.
+
+    Raises:
+        InputError: the stack cannot be combined with it.
+    """
+    split = setting.split
+    if split is WHOLE:
+        return stack
+    shards = split.tensor if split.sequence else 1
+    kernels = FrameworkKernels(Kernels(sequence_shards=shards, context_shards=split.context))
+    together = Stack.of(*stack.strategies, kernels, ModelParallel(split))
+    if refusal := refused(together.facts):
+        raise InputError(f"strategies: {refusal.message()}")
+    return together
+
+
+def check_split(model: Model, split: Split, seq_len: int, gpus: int) -> None:
+    """Whether a model and its ranks can be cut so.
+
+    Raises:
+        InputError: sizes out of range, or that do not divide.
+    """
+    sizes = {
+        "tensor-parallel": split.tensor, "pipeline-parallel": split.pipeline, "pipeline-chunks": split.virtual,
+        "context-parallel": split.context, "expert-parallel": split.expert,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_RANKS:
+            raise InputError(f"--{name}: out of range, got {size!r}; allowed are 1 to {MOST_RANKS:,}")
+    found = [*problems(model, split), *_ranks_problems(model, split, gpus)]
+    if seq_len % split.context:
+        found.append(f"{split.context} context-parallel ranks do not divide {seq_len:,} tokens")
+    if found:
+        raise InputError(f"model parallelism: {found[0]}; choose sizes that divide")
+
+
+def _ranks_problems(model: Model, split: Split, gpus: int) -> list[str]:
+    copies = gpus // split.ranks
+    found = []
+    if gpus % split.ranks:
+        found.append(f"{gpus} GPUs are not a multiple of {split.ranks} ranks of one copy")
+    if split.virtual > 1 and split.pipeline == 1:
+        found.append(f"{split.virtual} pipeline chunks without a pipeline")
+    if split.virtual * split.pipeline > model.layers:
+        found.append(f"{split.pipeline} stages of {split.virtual} chunks for {model.layers} layers")
+    if split.sequence and split.tensor == 1:
+        found.append("sequence parallelism without tensor parallelism")
+    if split.expert > 1 and not any(b.mlp is not None and b.mlp.experts for b, _ in model.distinct_blocks):
+        found.append(f"{split.expert} expert-parallel ranks for a model without experts")
+    if split.expert > 1 and (copies * split.context) % split.expert:
+        found.append(f"{split.expert} expert-parallel ranks do not divide {copies * split.context} data-parallel ones")
+    return found

@@ -99,10 +99,16 @@ def network_gbps(row: Measurement) -> float:
     return float(plain[1]) if plain else 0.0
 
 
+def gpus_per_node(row: Measurement) -> int:
+    """GPUs that NVLink or PCIe joins: 8, or those of a rack."""
+    gpu = gpu_of(row)
+    in_rack = gpu is not None and "grace" in gpu.architecture.lower() and gpu.link.startswith("NVLink5")
+    return RACK if in_rack else GPUS_PER_NODE
+
+
 def node_of(row: Measurement, gpu: Gpu) -> Node:
-    """The row's machine: 8 GPUs or a rack, the network as stated, else one NIC a GPU as its generation has them."""
-    in_rack = "grace" in gpu.architecture.lower() and gpu.link.startswith("NVLink5")
-    gpus = RACK if in_rack else GPUS_PER_NODE
+    """The row's machine: the network as stated, else one NIC a GPU as its generation has them."""
+    gpus = gpus_per_node(row)
     usual = NIC_GBPS.get(architecture_key(gpu.architecture), NIC_GBPS["hopper"]) * gpus
     return _node(gpu, gpus, network_gbps(row) or usual)
 
