@@ -118,7 +118,7 @@ def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
     if not peak:
         raise ValueError(refusal(gpu, precision))
     key = architecture_key(gpu.architecture)
-    ceiling = gpu.matmul_efficiency or value("matmul_ceiling", key)
+    ceiling = gpu.matmul_efficiency or optional("matmul_ceiling", _chip(gpu), key) or value("matmul_ceiling", "other")
     return Rates(
         matmul_flop_per_s=_sustained_flop_per_s(gpu, peak, ceiling, "matmul_energy"),
         low_flop_per_s=_low_rates(gpu),
@@ -142,8 +142,13 @@ def _sustained_flop_per_s(gpu: Gpu, peak: float, ceiling: float, energy: str) ->
     """What large multiplications keep up: their ceiling's share, or what the power limit lets through."""
     key = architecture_key(gpu.architecture)
     share = peak * ceiling * value("matmul_sustained", "other")
-    per_joule = optional(energy, "-".join(gpu.architecture.lower().split()[:2]), key)
+    per_joule = optional(energy, _chip(gpu), key)
     return min(share, per_joule * gpu.tdp_w) if per_joule and gpu.tdp_w else share
+
+
+def _chip(gpu: Gpu) -> str:
+    """The compute capability as the tables name it: "ampere-sm86"."""
+    return "-".join(gpu.architecture.lower().split()[:2])
 
 
 def _low_rates(gpu: Gpu) -> tuple[tuple[int, float], ...]:

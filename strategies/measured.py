@@ -13,12 +13,13 @@ from ..planner.hardware import Gpu
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from ..planner.measurements import machine, shape, subject
 from ..planner.measurements.layout import layout_of
-from ..planner.measurements.score import Prediction
+from ..planner.measurements.score import Prediction, Rate
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
 from ..planner.parallel import micro_batches_in_flight
 from ..planner.pipeline import pipelined
+from ..planner.spread import step_seconds
 from ..planner.time import StepTime, price
 from ..planner.transform import Setting, Stack, Strategy
 from ..planner.work import Resource, Work
@@ -65,20 +66,18 @@ def _undecided(row: Measurement) -> Prediction:
         return plain
     likelier = plain if plain.memory.allocated_bytes <= plain.memory.capacity_bytes else sparing
     quicker = plain if framework_of(row.text("framework")).fused else likelier  # such recipes are tuned not to recompute
-    return replace(likelier, fits=None, tokens_per_s_per_gpu=quicker.tokens_per_s_per_gpu)
+    return replace(likelier, fits=None, rate=quicker.rate)
 
 
 def _predict(row: Measurement, checkpointing: str) -> Prediction:
     whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
     parts = [_part(row, each, checkpointing) for each in _setting(row, whole).stages]
     fullest = max(parts, key=lambda part: part.memory.allocated_bytes)
-    seconds = _step_s(row, parts)
-    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / fullest.setting.split.ranks
     return Prediction(
         memory=fullest.memory,
         ledger=fullest.ledger,
         fits=fullest.memory.fits,
-        tokens_per_s_per_gpu=tokens / seconds if seconds else None,
+        rate=_rate(row, parts),
     )
 
 
@@ -196,12 +195,14 @@ def _outputs(ledger: Ledger, row: Measurement, setting: Setting) -> Ledger:
     )
 
 
-def _step_s(row: Measurement, parts: Sequence[Part]) -> float | None:
-    """Seconds of one optimizer step; None for a GPU that is not in the catalog."""
-    gpu = machine.gpu_of(row)
+def _rate(row: Measurement, parts: Sequence[Part]) -> Rate | None:
+    """Tokens per second and GPU; None for a GPU that is not in the catalog."""
+    gpu, setting = machine.gpu_of(row), parts[0].setting
     if gpu is None or subject.is_layer_split(row):
         return None
-    return pipelined([_stage_time(row, part, gpu) for part in parts], parts[0].setting.split).step_s
+    seconds = step_seconds(pipelined([_stage_time(row, part, gpu) for part in parts], setting.split))
+    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / setting.split.ranks
+    return Rate(tokens / seconds.upper, tokens / seconds.point, tokens / seconds.low)
 
 
 def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
