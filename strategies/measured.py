@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ..planner.candidate import all_work
 from ..planner.efficiency import value
 from ..planner.evaluate import evaluate
+from ..planner.fabrics import named_fabric
 from ..planner.frameworks import Framework, framework_of
 from ..planner.hardware import Gpu, Node
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
@@ -38,6 +39,7 @@ from .zero import Zero
 # Words of optimizers' names, and ours; bitsandbytes' "PagedAdamW" without a number keeps 32-bit states.
 OPTIMIZER_WORDS = (("8bit", "adamw-8bit"), ("lion", "lion"), ("adafactor", "adafactor"), ("sgd", "sgd"))
 GPUS_PER_NODE = 8
+USUAL_FABRIC = "infiniband"  # of the clusters that have one NIC a GPU, where a row says nothing
 NIC_GBPS = {"ampere": 200.0, "hopper": 400.0}  # per GPU, as most machines of configs/offers have them; where not stated
 
 
@@ -236,4 +238,5 @@ def _node(row: Measurement, gpu: Gpu, setting: Setting) -> Node:
         vcpus=None,
         nvme_bytes=None,
         internode_bytes_per_s=(stated or usual) * GBIT_BYTES,
+        fabric=named_fabric(row.text("interconnect")) or (None if stated else USUAL_FABRIC),
     )
