@@ -81,8 +81,8 @@ def test_more_ranks_in_a_node_take_longer(kind: Resource, size: float, node: Nod
 def test_never_faster_than_the_datasheet(kind: Resource, size: float, node: Node, nodes: int, ranks: int) -> None:
     """What must leave a rank, and a node, takes at least its time on the links' datasheet rates.
 
-    Inside: S (d - 1) / d; twice that for an all-reduce, but once where a switch sums; one buffer for a send;
-    (r - 1) / d of an all-to-all. Across: (d - r) / d of the buffer for each of the r ranks in an all-to-all, else 1 - 1/n of it.
+    Inside: S (d - 1) / d; twice that for an all-reduce, but once where a switch sums; one buffer for a send; of an
+    all-to-all (r - 1) / d. Across: of an all-to-all (d - r) / d for each of the r ranks, else 1 - 1/n.
     """
     if inside_fabric(node.gpu, 2).domain_gpus:
         return
