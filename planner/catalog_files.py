@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import InputError, did_you_mean
+from .fabrics import offered_fabric
 from .hardware import Gpu, Node, Offer, Tier
 from .units import GIB, GIGA, MIB, TERA
 
@@ -402,6 +403,7 @@ def _offers(row: Row, cloud: str, gpu: Gpu, sources: Mapping[str, Row]) -> list[
         vcpus=row.get("vcpus"),
         nvme_bytes=_whole(row, "nvme_tb", TERA),
         internode_bytes_per_s=_scaled(row, "internode_gbit_per_s", GBIT_BYTES),
+        fabric=offered_fabric(cloud, row["instance"]),
     )
     source = sources[row["source"]]
     return [

@@ -55,6 +55,7 @@ class Node:
     vcpus: int | None
     nvme_bytes: int | None
     internode_bytes_per_s: float | None  # whole node, one direction
+    fabric: str | None = None  # of configs/fabrics.toml, between nodes: "infiniband", "efa-v2"; None: nobody said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

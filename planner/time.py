@@ -16,6 +16,7 @@ from functools import lru_cache
 from math import ceil
 
 from .efficiency import architecture_key, figure, optional, value
+from .fabrics import inside_fabric
 from .hardware import Gpu, Node
 from .network import COLLECTIVES, collective_s
 from .parallel import Places
@@ -476,7 +477,7 @@ def _terms(
             shown += (micro_steps - 1) * _share(work, usual[work.when])
         total[0] += seconds * times
         total[1] += seconds * shown
-    sources = _sources(architecture_key(gpu.architecture))
+    sources = _sources(architecture_key(gpu.architecture), inside_fabric(gpu, 8).share.source)
     return tuple(
         TimeTerm(name, total[0], total[1], resource.value, sources[resource])
         for (name, resource), total in totals.items()
@@ -484,9 +485,8 @@ def _terms(
 
 
 @lru_cache(maxsize=64)
-def _sources(architecture: str) -> dict[Resource, str]:
+def _sources(architecture: str, network: str) -> dict[Resource, str]:
     """Where each resource's share was read."""
-    network = figure("collective", "nvlink").source
     sources = dict.fromkeys(COLLECTIVES, network)
     sources[Resource.MATMUL] = figure("matmul_sustained", "other").source
     sources[Resource.ATTENTION] = figure("attention", architecture).source

@@ -17,8 +17,8 @@ class Resource(Enum):
     ALL_REDUCE = "all-reduce"  # bytes of the whole buffer
     ALL_GATHER = "all-gather"  # bytes of the gathered result
     REDUCE_SCATTER = "reduce-scatter"  # bytes of the buffer before scattering
-    ALL_TO_ALL = "all-to-all"  # bytes one rank holds before the exchange, its own share included
-    SEND = "send"  # bytes one rank passes to a neighbour
+    ALL_TO_ALL = "all-to-all"  # bytes of one rank's send buffer; of d ranks' equal parts of it, it keeps its own
+    SEND = "send"  # bytes one rank sends to its neighbour: point to point, or one turn of a ring in which all send
     HOST_TO_GPU = "host to GPU"  # bytes
     GPU_TO_HOST = "GPU to host"  # bytes
     HOST_MEMORY = "host memory"  # bytes moved in the host's DRAM (CPU optimizer)

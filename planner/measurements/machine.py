@@ -9,6 +9,7 @@ from functools import lru_cache
 from ..catalog import find_gpu
 from ..efficiency import architecture_key
 from ..errors import InputError
+from ..fabrics import named_fabric
 from ..frameworks import framework_of
 from ..hardware import Gpu, Node
 from ..memory import Allocator
@@ -18,7 +19,8 @@ from .subject import is_layer_split
 from .table import Measurement, Unsupported
 
 GPUS_PER_NODE = 8
-RACK = 72  # GPUs of one NVLink domain of a rack (GB200, GB300 NVL72)
+TRAY = 4  # GPUs of one node of a rack (GB200, GB300 NVL72)
+USUAL_FABRIC = "infiniband"  # of the clusters that have one NIC a GPU, where a row says nothing
 NIC_GBPS = {"ampere": 200.0, "hopper": 400.0, "blackwell": 400.0}  # per GPU, as most machines of configs/offers have them
 
 DRIVER_SHARE = 0.985  # A100-80: 79.14 of 80 GiB, H100-80: 79.11, RTX 4090: 23.6 of 24; configs/gpus.toml
@@ -100,21 +102,23 @@ def network_gbps(row: Measurement) -> float:
 
 
 def gpus_per_node(row: Measurement) -> int:
-    """GPUs that NVLink or PCIe joins: 8, or those of a rack."""
+    """GPUs that NVLink or PCIe joins: 8, or 4 of a rack."""
     gpu = gpu_of(row)
     in_rack = gpu is not None and "grace" in gpu.architecture.lower() and gpu.link.startswith("NVLink5")
-    return RACK if in_rack else GPUS_PER_NODE
+    return TRAY if in_rack else GPUS_PER_NODE
 
 
 def node_of(row: Measurement, gpu: Gpu) -> Node:
     """The row's machine: the network as stated, else one NIC a GPU as its generation has them."""
     gpus = gpus_per_node(row)
     usual = NIC_GBPS.get(architecture_key(gpu.architecture), NIC_GBPS["hopper"]) * gpus
-    return _node(gpu, gpus, network_gbps(row) or usual)
+    stated = network_gbps(row)
+    fabric = named_fabric(row.text("interconnect")) or (None if stated else USUAL_FABRIC)
+    return _node(gpu, gpus, stated or usual, fabric)
 
 
 @lru_cache(maxsize=256)
-def _node(gpu: Gpu, gpus: int, gbps: float) -> Node:
+def _node(gpu: Gpu, gpus: int, gbps: float, fabric: str | None) -> Node:
     """One value for equal machines: caches are keyed by identity."""
     return Node(
         gpu=gpu,
@@ -123,4 +127,5 @@ def _node(gpu: Gpu, gpus: int, gbps: float) -> Node:
         vcpus=None,
         nvme_bytes=None,
         internode_bytes_per_s=gbps * GBIT_BYTES,
+        fabric=fabric,
     )
