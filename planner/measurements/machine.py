@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..fabrics import named_fabric
 from ..frameworks import framework_of
 from ..hardware import Gpu, Node
+from ..machines import on_a_desktop
 from ..memory import Allocator
 from ..parallel import Split
 from ..units import GBIT_BYTES, GIB
@@ -30,7 +31,8 @@ def gpu_of(row: Measurement) -> Gpu | None:
     """The catalog's accelerator, if it has the row's."""
     known = _gpu(row.text("gpu"), row.number("gpu_mem_gb")) if row.text("gpu") else None
     limit = POWER.search(row.text("gpu"))
-    return _limited(known, float(limit[1])) if known and limit else known
+    limited = _limited(known, float(limit[1])) if known and limit else known
+    return on_a_desktop(limited, row.whole("n_gpus", 1)) if limited else None
 
 
 POWER = re.compile(r"\b([0-9]{2,4}) ?W\b")
