@@ -347,7 +347,7 @@ def _fixed(
     machine = machine_for(wanted, wanted.gpu_count, preferred=offer)
     setting = _setting(model, wanted, machine, micro_batch, split)
     family = one_family(facts, replace(_choices(wanted, model), methods=(method,)), model)
-    stack = cut(family.at(layers, groups), setting)
+    stack = cut(family.at(layers, groups), setting, machine.node)
     refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
     if refusals:
         raise InputError(f"strategies: {refusals[0]}; choose another")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from .efficiency import value
 from .computation import AttentionImplementation, Computation, Kernels, effective_attention
 from .model import Attention, AttentionKind, Block, Mlp, MlpKind, Model, NormStyle, Parameter, ParameterKind, StateSpace
 from .work import Resource, When, Work
@@ -69,7 +70,7 @@ FUSED_NORM = Elementwise(4, 6, 1, 1)
 FUSED_ROTARY = Elementwise(4, 4, 1, 1)
 FUSED_GATED = Elementwise(6, 10, 1, 1)  # activation(gate) * up, per element of the product
 FUSED_CROSS_ENTROPY = Elementwise(8, 6, 2, 1)
-FUSED_ROUTING = Elementwise(8, 8, 470, 940)  # permute and its inverse, per routed token's hidden element
+FUSED_ROUTING = Elementwise(16, 16, 450, 900)  # sorted, exchanged, sorted again, and all the way back; per routed element
 
 # A 16-bit operand is read and written as it is and transposed in 8 bits. Source: TransformerEngine 2.x, common/cast.
 QUANTISE = 2 + 1 + 1
@@ -155,7 +156,9 @@ def _experts(parameter: Parameter, mlp: Mlp, tokens: int, *, trained: bool, bits
     each = max(1, rows // experts)
     # groups that fill whole tiles share the GPU as one tall matrix would; smaller ones are bound by their weights
     height = rows if each >= GROUP_ROWS else each
-    yield from _linear(height, fan_in, fan_out, trained=trained, count=rows / height, bits=bits)
+    share = value("matmul_shape", "grouped")  # of a dense multiplication's rate
+    for work in _linear(height, fan_in, fan_out, trained=trained, count=rows / height, bits=bits):
+        yield replace(work, slowed=1.0 / share) if work.resource is Resource.MATMUL else work
     yield from _launches(1, 2 if trained else 1)
 
 
@@ -321,7 +324,7 @@ def _merged(parts: Iterable[tuple[Iterable[Work], float]]) -> tuple[Work, ...]:
     first: dict[tuple[object, ...], Work] = {}
     for works, times in parts:
         for work in works:
-            key = (work.name, work.resource, work.when, work.shape, work.bits)
+            key = (work.name, work.resource, work.when, work.shape, work.bits, work.slowed)
             totals[key] = totals.get(key, 0.0) + work.amount * times
             first.setdefault(key, work)
     return tuple(
@@ -332,6 +335,7 @@ def _merged(parts: Iterable[tuple[Iterable[Work], float]]) -> tuple[Work, ...]:
             when=work.when,
             shape=work.shape,
             bits=work.bits,
+            slowed=work.slowed,
         )
         for key, work in first.items()
         if totals[key]

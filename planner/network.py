@@ -89,6 +89,11 @@ def _domains(node: Node, nodes: int, ranks_per_node: int) -> tuple[int, int]:
     return domains, ceil(nodes / domains) * ranks_per_node
 
 
+def domains(node: Node, nodes: int, ranks_per_node: int) -> int:
+    """How many NVLink domains a group spans: its nodes, or the racks that these fill."""
+    return _domains(node, nodes, ranks_per_node)[0]
+
+
 def _nic_bytes_per_s(node: Node, fabric: Fabric, ranks: int) -> float:
     """Of one rank: the node's NICs shared by its GPUs."""
     if node.internode_bytes_per_s is None:

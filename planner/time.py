@@ -233,7 +233,7 @@ def _seconds(work: Work, rate: Rates, node: Node, places: Places) -> float:
     match work.resource:
         case Resource.MATMUL:
             per_flop = matmul_s_per_flop(rate, work.shape, work.bits) if work.shape else 1.0 / rate.matmul_flop_per_s
-            return work.amount * per_flop
+            return work.amount * work.slowed * per_flop
         case Resource.ATTENTION:
             return work.amount * attention_s_per_flop(rate, work.shape)
         case Resource.MEMORY:

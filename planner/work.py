@@ -65,6 +65,7 @@ class Work:
     side: bool = False
     shape: tuple[int, int, int] | None = None  # MATMUL: (m, n, k)
     bits: int = 0  # MATMUL: of each operand where they are converted to 8 or 4 bits; 0: as the precision
+    slowed: float = 1.0  # MATMUL: how many times as long as a single dense one of the shape takes
     group: Group = Group.DATA  # collectives: who takes part
     message_bytes: float = 0.0  # collectives: bytes of one call; 0: one call moves everything
     source: str = ""

@@ -29,7 +29,7 @@ from .checkpointing import Checkpointing
 from .framework import FrameworkStates
 from .kernels import FrameworkKernels
 from .lora import Lora
-from .model_parallel import ModelParallel
+from .model_parallel import ModelParallel, expert_domains
 from .loss import ChunkedLoss
 from .offload_optimizer import OffloadOptimizer
 from .offload_parameters import OffloadParameters
@@ -131,12 +131,18 @@ def _stack(row: Measurement, setting: Setting, checkpointing: str) -> Stack:
         *_method(row, model),
         Optimizer(name),
         FrameworkKernels(subject.kernels_of(row, framework, split)),
-        ModelParallel(split, overlapped=framework.overlapped),
+        _model_parallel(row, setting, framework),
         *((ChunkedLoss(),) if subject.loss_chunk_of(row, framework) else ()),
         Attention(subject.attention_of(row, model)),
         *((Checkpointing(layers),) if layers else ()),
         *_states(row, framework, split, name),
     )
+
+
+def _model_parallel(row: Measurement, setting: Setting, framework: Framework) -> ModelParallel:
+    gpu = machine.gpu_of(row)
+    spread = expert_domains(setting, machine.node_of(row, gpu)) if gpu and setting.split.expert > 1 else 1
+    return ModelParallel(setting.split, overlapped=framework.overlapped, expert_domains=spread)
 
 
 def _states(row: Measurement, framework: Framework, split: Split, optimizer: str) -> tuple[Strategy, ...]:
