@@ -90,6 +90,7 @@ def step_time(ledger: Ledger, setting: Setting, node: Node) -> StepTime:
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=ledger.computation.precision,
         places=setting.places,
     )
@@ -110,6 +111,7 @@ def step_parts(ledger: Ledger, computation: Computation, setting: Setting, node:
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=computation.precision,
         given=_compute_sums(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node),
     )

@@ -1,7 +1,7 @@
 """From amounts of work to seconds: one rate per resource, overlap of side streams, one step.
 
     compute = max(kernels, launches)
-    part    = compute + max(side - overlap * compute, interference * collectives)    forward, backward of a micro-step
+    part    = compute + max(side - (1 - 1/L) compute, side / L, interference * collectives)    of L layers
     step    = gas * (forward + backward) + once
 
 Every rate is a datasheet peak times a share from configs/efficiency.toml. Work at the optimizer step hides behind
@@ -11,14 +11,15 @@ nothing. What runs on side streams is added up, as if one stream did it: a cauti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 
 from .efficiency import architecture_key, figure, optional, value
+from .fabrics import every as network_figure
 from .fabrics import inside_fabric
 from .hardware import Gpu, Node
-from .network import COLLECTIVES, collective_s
+from .network import COLLECTIVES, collective_s, straggler_factor
 from .parallel import Places
 from .work import Group, Resource, When, Work
 from .workload import Precision
@@ -66,7 +67,7 @@ class Rates:
     half_keys: float
     memory_bytes_per_s: float
     launch_s: float
-    overlap_share: float
+    layers: int  # L: side work of one layer hides behind the compute of another
     interference_share: float
     host_link_bytes_per_s: float
     host_memory_bytes_per_s: float  # this rank's share of the node
@@ -108,7 +109,7 @@ def _nvme_bytes_per_s(node: Node, direction: str) -> float:
 
 
 @lru_cache(maxsize=1024)
-def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
+def rates(node: Node, ranks_per_node: int, precision: Precision, layers: int = 1) -> Rates:
     """The rates of one rank on a node.
 
     Raises:
@@ -130,7 +131,7 @@ def rates(node: Node, ranks_per_node: int, precision: Precision) -> Rates:
         half_keys=value("attention_shape", "half_keys"),
         memory_bytes_per_s=gpu.memory_bandwidth_bytes_per_s * value("memory", "bandwidth"),
         launch_s=value("launch", "seconds"),
-        overlap_share=value("overlap", "share"),
+        layers=layers,
         interference_share=value("overlap", "interference"),
         host_link_bytes_per_s=gpu.host_link_bytes_per_s * value("host_link", "share"),
         host_memory_bytes_per_s=host_memory_bytes_per_s(node) / ranks_per_node,
@@ -293,18 +294,20 @@ def _fill(bucket: _Bucket, work: Work, seconds: float) -> None:
         bucket.blocking_s += seconds
 
 
-def exposed_s(side_s: float, collectives_s: float, compute_s: float, *, overlap: float, interference: float) -> float:
-    """Seconds by which side work lengthens its part.
+def exposed_s(side_s: float, collectives_s: float, compute_s: float, *, layers: int, interference: float) -> float:
+    """Seconds by which side work of L equal layers lengthens its part.
 
-    Formula: max(side - overlap * compute, interference * collectives). Collectives that are hidden still take
-    multiprocessors and memory bandwidth from the kernels they hide behind; copies to the host take neither.
+    Formula: max(side - (1 - 1/L) compute, side / L, interference * collectives). The first layer's side work has
+    nothing to hide behind, that of each other layer the compute of the one before; what is longer than that shows.
+    Collectives that are hidden still take multiprocessors and memory bandwidth from the kernels they hide behind;
+    copies to the host take neither.
 
-    >>> exposed_s(3.0, 3.0, 2.0, overlap=0.5, interference=0.25)
+    >>> exposed_s(3.0, 3.0, 2.0, layers=2, interference=0.25)  # 1.5 hides behind the other layer's 1.0
     2.0
-    >>> exposed_s(0.5, 0.4, 2.0, overlap=0.5, interference=0.25)
+    >>> exposed_s(0.5, 0.4, 2.0, layers=10, interference=0.25)
     0.1
     """
-    return max(side_s - overlap * compute_s, interference * collectives_s)
+    return max(side_s - (1 - 1 / layers) * compute_s, side_s / layers, interference * collectives_s)
 
 
 def _part_s(part: _Bucket, rate: Rates) -> float:
@@ -317,7 +320,7 @@ def _exposed_s(part: _Bucket, rate: Rates) -> float:
         part.side_s,
         part.collectives_s,
         part.compute_s,
-        overlap=rate.overlap_share,
+        layers=rate.layers,
         interference=rate.interference_share,
     )
 
@@ -333,13 +336,14 @@ class PartTime:
 def _bounds_s(part: _Bucket, rate: Rates) -> tuple[float, ...]:
     """The maximum of these is `_part_s`; each is linear in the part's work.
 
-    compute + max(side - overlap compute, interference collectives), compute = max(kernels, launches).
+    compute + max(side - (1 - 1/L) compute, side / L, interference collectives), compute = max(kernels, launches).
     """
     return tuple(
         bound + part.blocking_s
         for compute in (part.kernels_s, part.launches_s)
         for bound in (
-            (1 - rate.overlap_share) * compute + part.side_s,
+            compute / rate.layers + part.side_s,
+            compute + part.side_s / rate.layers,
             compute + rate.interference_share * part.collectives_s,
         )
     )
@@ -383,6 +387,7 @@ def price_parts(
     nodes: int,
     ranks_per_node: int,
     gradient_accumulation_steps: int,
+    layers: int,
     precision: Precision = Precision.BF16,
     given: Buckets | None = None,
 ) -> tuple[PartTime, ...]:
@@ -391,14 +396,16 @@ def price_parts(
     Forward and backward of every micro-step but the last; of the last, with what happens once per step; the update.
     ``given`` are the sums of compute that ``work`` then leaves out.
     """
-    rate = rates(node, ranks_per_node, precision)
+    rate = rates(node, ranks_per_node, precision, layers)
     _, every, once = _priced(work, rate, node, {Group.DATA: (nodes, ranks_per_node)}, given)
-    update = once[When.STEP]
-    return (
+    update, late = once[When.STEP], straggler_factor(nodes * ranks_per_node)
+    ends = tuple(c + update.side_s + update.blocking_s for c in (update.kernels_s, update.launches_s))
+    parts = (
         *(PartTime(gradient_accumulation_steps - 1, _bounds_s(every[when], rate)) for when in _MICRO_STEP),
         *(PartTime(1, _bounds_s(_both(every[when], once[when]), rate)) for when in _MICRO_STEP),
-        PartTime(1, tuple(c + update.side_s + update.blocking_s for c in (update.kernels_s, update.launches_s))),
+        PartTime(1, ends),
     )
+    return tuple(PartTime(part.times, tuple(late * bound for bound in part.bounds_s)) for part in parts)
 
 
 def price(
@@ -408,6 +415,7 @@ def price(
     nodes: int,
     ranks_per_node: int,
     gradient_accumulation_steps: int,
+    layers: int,
     precision: Precision = Precision.BF16,
     places: Places | None = None,
 ) -> StepTime:
@@ -419,24 +427,42 @@ def price(
         nodes: n.
         ranks_per_node: GPUs in use in each.
         gradient_accumulation_steps: micro-steps per optimizer step.
+        layers: L, over which a micro-step's work is spread.
         precision: of the multiplications.
         places: where each group of ranks lies; None: all ranks are data-parallel.
 
     Raises:
         ValueError: the GPU has no units for the precision (`refusal`), or the network between nodes is unknown.
     """
-    rate = rates(node, ranks_per_node, precision)
+    rate = rates(node, ranks_per_node, precision, layers)
     timed, every, once = _priced(work, rate, node, places or {Group.DATA: (nodes, ranks_per_node)})
     last = {when: _both(every[when], once[when]) for when in _MICRO_STEP}
     forward_s, backward_s = (_part_s(every[when], rate) for when in _MICRO_STEP)
-    update = once[When.STEP]
+    update, late = once[When.STEP], straggler_factor(nodes * ranks_per_node)
     once_s = sum(_part_s(last[when], rate) for when in _MICRO_STEP) - forward_s - backward_s
-    return StepTime(
+    alone = StepTime(
         forward_s=forward_s,
         backward_s=backward_s,
         gradient_accumulation_steps=gradient_accumulation_steps,
         boundary_s=once_s + update.compute_s + update.side_s + update.blocking_s,
         terms=_terms(timed, every, {**last, When.STEP: update}, rate, gradient_accumulation_steps, node.gpu),
+    )
+    return _waiting(alone, late - 1.0) if late > 1.0 else alone
+
+
+STRAGGLERS = "waiting for the slowest rank"
+
+
+def _waiting(alone: StepTime, share: float) -> StepTime:
+    """A step in which every part waits so much longer for the slowest."""
+    waited = share * alone.step_s
+    term = TimeTerm(STRAGGLERS, waited, waited, "stragglers", network_figure("straggler").source)
+    return replace(
+        alone,
+        forward_s=alone.forward_s * (1 + share),
+        backward_s=alone.backward_s * (1 + share),
+        boundary_s=alone.boundary_s * (1 + share),
+        terms=(*alone.terms, term),
     )
 
 

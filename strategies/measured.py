@@ -12,7 +12,7 @@ from ..planner.frameworks import Framework, framework_of
 from ..planner.hardware import Gpu
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from ..planner.measurements import machine, shape, subject
-from ..planner.measurements.layout import layout_of
+from ..planner.measurements.layout import ZERO_WEIGHTS, layout_of
 from ..planner.measurements.score import Prediction, Rate
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
@@ -65,7 +65,8 @@ def _undecided(row: Measurement) -> Prediction:
     if not sparing.fits:
         return plain
     likelier = plain if plain.memory.allocated_bytes <= plain.memory.capacity_bytes else sparing
-    quicker = plain if framework_of(row.text("framework")).fused else likelier  # such recipes are tuned not to recompute
+    is_tuned = framework_of(row.text("framework")).fused and row.whole("zero_stage") < ZERO_WEIGHTS
+    quicker = plain if is_tuned else likelier  # such recipes are tuned not to recompute
     return replace(likelier, fits=None, rate=quicker.rate)
 
 
@@ -221,6 +222,7 @@ def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=part.ledger.computation.precision,
         places=setting.places,
     )
