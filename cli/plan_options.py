@@ -75,9 +75,7 @@ _machine = partial(click.option, cls=SectionedOption, section="On what")
 _choice = partial(click.option, cls=SectionedOption, section="Within which limits")
 _strategy = partial(click.option, cls=SectionedOption, section="With which strategies")
 _fixed = partial(click.option, cls=SectionedOption, section="The configuration")
-_cut = partial(
-    _fixed, type=click.IntRange(1, 65_536), metavar="N", default=1, show_default=True
-)
+_cut = partial(_fixed, type=click.IntRange(1, 65_536), metavar="N", default=1, show_default=True)
 _output = partial(click.option, cls=SectionedOption, section="Output")
 
 WHAT = (
@@ -195,9 +193,7 @@ CONFIGURATION = (
     _cut("--pipeline-chunks", help="Model chunks of one stage (interleaved schedule)."),
     _cut("--context-parallel", help="Ranks that cut every sequence."),
     _cut("--expert-parallel", help="Ranks over which experts are spread."),
-    _fixed(
-        "--sequence-parallel", is_flag=True, help="Norms and residuals are cut over the tensor-parallel ranks too."
-    ),
+    _fixed("--sequence-parallel", is_flag=True, help="Norms and residuals are cut over the tensor-parallel ranks too."),
 )
 OUT = (
     _output(

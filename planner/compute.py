@@ -70,7 +70,9 @@ FUSED_NORM = Elementwise(4, 6, 1, 1)
 FUSED_ROTARY = Elementwise(4, 4, 1, 1)
 FUSED_GATED = Elementwise(6, 10, 1, 1)  # activation(gate) * up, per element of the product
 FUSED_CROSS_ENTROPY = Elementwise(8, 6, 2, 1)
-FUSED_ROUTING = Elementwise(16, 16, 450, 900)  # sorted, exchanged, sorted again, and all the way back; per routed element
+FUSED_ROUTING = Elementwise(
+    16, 16, 450, 900
+)  # sorted, exchanged, sorted again, and all the way back; per routed element
 
 # A 16-bit operand is read and written as it is and transposed in 8 bits. Source: TransformerEngine 2.x, common/cast.
 QUANTISE = 2 + 1 + 1

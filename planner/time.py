@@ -59,7 +59,9 @@ class Rates:
     """What one rank achieves: peaks times measured shares."""
 
     matmul_flop_per_s: float  # of a large multiplication
-    low_flop_per_s: tuple[tuple[int, float], ...]  # the same on operands of 8 and of 4 bits, where the GPU has such units
+    low_flop_per_s: tuple[
+        tuple[int, float], ...
+    ]  # the same on operands of 8 and of 4 bits, where the GPU has such units
     element_bytes: int
     multiprocessors: int
     half_k: float
@@ -157,11 +159,26 @@ def _low_rates(gpu: Gpu) -> tuple[tuple[int, float], ...]:
     """The same on operands of 8 and 4 bits, where the GPU has such units."""
     key = architecture_key(gpu.architecture)
     eight = gpu.fp8_efficiency or value("fp8_ceiling", key)
-    rows = ((8, gpu.fp8_flop_per_s, eight, "fp8_energy"), (4, gpu.fp4_flop_per_s, value("fp4_ceiling", key), "fp4_energy"))
-    return tuple((bits, _sustained_flop_per_s(gpu, peak, ceiling, energy)) for bits, peak, ceiling, energy in rows if peak)
+    rows = (
+        (8, gpu.fp8_flop_per_s, eight, "fp8_energy"),
+        (4, gpu.fp4_flop_per_s, value("fp4_ceiling", key), "fp4_energy"),
+    )
+    return tuple(
+        (bits, _sustained_flop_per_s(gpu, peak, ceiling, energy)) for bits, peak, ceiling, energy in rows if peak
+    )
 
 
-TILES = ((256, 128), (128, 256), (128, 128), (64, 128), (128, 64), (32, 64), (64, 32))  # rows, columns of one output tile
+TILES = (
+    (256, 128),
+    (128, 256),
+    (128, 128),
+    (64, 128),
+    (128, 64),
+    (32, 64),
+    (64, 32),
+    (16, 128),
+    (128, 16),
+)  # rows, columns of one output tile
 
 
 def matmul_share(shape: tuple[int, int, int], *, multiprocessors: int, half_k: float) -> float:
@@ -188,7 +205,7 @@ def _tiled(m: int, n: int, rows: int, columns: int, multiprocessors: int) -> flo
 
 @lru_cache(maxsize=16)
 def _tile_share(rows: int, columns: int) -> float:
-    return value("matmul_tile", str(max(rows, columns) if min(rows, columns) == 128 else min(rows, columns)))
+    return value("matmul_tile", f"{max(rows, columns)}x{min(rows, columns)}")
 
 
 def alignment_share(shape: tuple[int, int, int], element_bytes: float) -> float:
@@ -203,9 +220,12 @@ def alignment_share(shape: tuple[int, int, int], element_bytes: float) -> float:
     (1.0, True)
     """
     _, n, k = shape
-    if all(size * element_bytes % LINE_BYTES == 0 for size in (n, k)):
+    rows = [
+        size * element_bytes for size in (n, k) if size * element_bytes >= LINE_BYTES
+    ]  # shorter ones are read whole
+    if all(row % LINE_BYTES == 0 for row in rows):
         return 1.0
-    aligned = all(size * element_bytes % VECTOR_BYTES == 0 for size in (n, k))
+    aligned = all(row % VECTOR_BYTES == 0 for row in rows)
     return value("matmul_alignment", "vector" if aligned else "none")
 
 

@@ -13,7 +13,11 @@ from trainplan.strategies.space import NAMES, Choices, families
 
 from ..tiny import llama
 
-VALUES: dict[str, set[object]] = {"partial_share": {True, False}, "method": {m.value for m in Method}}
+VALUES: dict[str, set[object]] = {
+    "partial_share": {True, False},
+    "pipeline": {True, False},
+    "method": {m.value for m in Method},
+}
 for fact, value in NAMES.values():
     VALUES.setdefault(fact, set()).add(value)
 
