@@ -8,7 +8,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -72,11 +72,23 @@ def request(**options: Any) -> Request:
     Raises:
         InputError: a value that cannot be read.
     """
+    options["require"] = _with_kernels(options.pop("kernels", None), options.pop("compile", None), options.get("require"))
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     values: dict[str, Any] = {}
     for key, value in given.items():
         values |= _option(key, value)
     return Request(**values, given=frozenset(values))
+
+
+KERNELS: Mapping[str, tuple[str, ...]] = {"none": (), "liger": ("liger",)}
+
+
+def _with_kernels(kernels: str | None, compiled: bool | None, require: Any) -> tuple[str, ...]:
+    """What is required, kernels=... and compile=... being other words for strategies."""
+    if (kernels or "none") not in KERNELS:
+        raise InputError(f"--kernels: got {str(kernels)[:40]!r}; allowed are {' and '.join(KERNELS)}; write liger")
+    names = (require,) if isinstance(require, str) else tuple(require or ())
+    return tuple(dict.fromkeys((*names, *KERNELS[kernels or "none"], *(("torch-compile",) if compiled else ()))))
 
 
 def _option(key: str, value: Any) -> dict[str, Any]:
@@ -155,7 +167,7 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
         progress: called with a line of text now and then.
         wanted: a finished request, instead of options.
         options: as on the command line: gpus="a100-80", budget=250_000 or "cheapest", method="lora", tokens="2B",
-            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), ...
+            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), kernels="liger", compile=True, ...
 
     Raises:
         InputError: the request contradicts itself.
