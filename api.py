@@ -72,7 +72,8 @@ def request(**options: Any) -> Request:
     Raises:
         InputError: a value that cannot be read.
     """
-    options["require"] = _with_kernels(options.pop("kernels", None), options.pop("compile", None), options.get("require"))
+    kernels, compiled = options.pop("kernels", None), options.pop("compile", None)
+    options["require"] = _with_kernels(kernels, compiled, options.get("require"))
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     values: dict[str, Any] = {}
     for key, value in given.items():

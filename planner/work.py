@@ -18,6 +18,7 @@ class Resource(Enum):
     ALL_GATHER = "all-gather"  # bytes of the gathered result
     REDUCE_SCATTER = "reduce-scatter"  # bytes of the buffer before scattering
     HOST_TO_GPU = "host to GPU"  # bytes
+    PAGEABLE_TO_GPU = "pageable host memory to GPU"  # bytes
     GPU_TO_HOST = "GPU to host"  # bytes
     HOST_MEMORY = "host memory"  # bytes moved in the host's DRAM (CPU optimizer)
     NVME_READ = "NVMe read"  # bytes
@@ -40,7 +41,8 @@ class Work:
     """One amount of work.
 
     ``once`` work happens once per optimizer step (in the last micro-step, or at the step itself), other work in every
-    micro-step. ``side`` work runs on its own stream and may hide behind the compute of its part.
+    micro-step. ``side`` work runs on its own stream and may hide behind the compute of its part. ``pipelined`` work of
+    the optimizer step is done sub-group by sub-group, all resources at once: the slowest hides the others.
     """
 
     name: str  # what people read: "matrix multiplications", "gather parameters (ZeRO-3)"
@@ -49,6 +51,7 @@ class Work:
     when: When
     once: bool = False
     side: bool = False
+    pipelined: bool = False
     shape: tuple[int, int, int] | None = None  # MATMUL: (m, n, k)
     message_bytes: float = 0.0  # collectives: bytes of one call; 0: one call moves everything
     source: str = ""

@@ -77,9 +77,9 @@ class LigerKernels:
 class TorchCompile:
     """Pointwise chains of a module become one kernel each; memory is what eager modules need.
 
-    Inductor keeps no more than eager code does: torchtitan's Llama-3.1-8B fell from 82.4 to 77.0 GiB (pytorch/torchtitan
-    b5bcd76, benchmarks/, 8 H100, FSDP). DeepSpeed's hooks break the graph at every module, so nothing is taken to be
-    fused across them.
+    Inductor keeps no more than eager code does: Llama-3.1-8B fell from 82.4 to 77.0 GiB (pytorch/torchtitan b5bcd76,
+    benchmarks/, 8 H100, FSDP). DeepSpeed's hooks break the graph at every module, so nothing is taken to be fused
+    across them.
     """
 
     rank = 45

@@ -24,6 +24,7 @@ from .offload_optimizer import GROUPS, OffloadOptimizer
 from .offload_parameters import OffloadParameters
 from .optimizer import OPTIMIZERS, Optimizer
 from .padding import PaddedBatches
+from .pipelined_swap import PipelinedSwap
 from .precision import Precision
 from .qlora import Qlora
 from .start_up import WithoutZeroInit
@@ -39,6 +40,7 @@ NAMES: Mapping[str, tuple[str, object]] = MappingProxyType(
     | {name: ("optimizer", name) for name in OPTIMIZERS}
     | {kind.value: ("precision", kind.value) for kind in PrecisionKind}
     | {f"grad-accum-{kind.value}": ("gradient_accumulation", kind.value) for kind in PrecisionKind}
+    | {"pipelined-swap": ("swap", "pipelined")}
     | {"liger": ("kernels", "liger"), "torch-compile": ("compile", True)}
     | {"no-zero-init": ("zero_init", False), "padded-batches": ("batches", "padded")}
 )
@@ -47,6 +49,7 @@ FIXED_KINDS = (
     "loss",
     "kernels",
     "compile",
+    "swap",
     "attention",
     "optimizer",
     "precision",
@@ -119,8 +122,14 @@ def fixed_strategies(choices: Choices, model: Model) -> tuple[Strategy, ...]:
     precision = PrecisionKind(choices.required("precision") or choices.precision)
     optimizer = str(choices.required("optimizer") or choices.optimizer)
     attention = Attention(effective_attention(model, wanted))
-    kernels = (("kernels", LigerKernels()), ("compile", TorchCompile()))
-    named = (("loss", ChunkedLoss()), *kernels, ("zero_init", WithoutZeroInit()), ("batches", PaddedBatches()))
+    named = (
+        ("loss", ChunkedLoss()),
+        ("kernels", LigerKernels()),
+        ("compile", TorchCompile()),
+        ("swap", PipelinedSwap()),
+        ("zero_init", WithoutZeroInit()),
+        ("batches", PaddedBatches()),
+    )
     asked: tuple[Strategy, ...] = tuple(strategy for fact, strategy in named if choices.required(fact) is not None)
     return (Precision(precision), *_accumulation(choices, precision), Optimizer(optimizer), attention, *asked)
 
