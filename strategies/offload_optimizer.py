@@ -28,16 +28,21 @@ from ..planner.ledger import (
     touched,
 )
 from ..planner.states import (
+    CPU_OPTIMIZER,
     FP32,
     GRADIENT_ALL_REDUCE,
     NORM_BYTES,
     OPTIMIZER_UPDATE,
+    STATES_READ,
+    STATES_WRITTEN,
     SUB_GROUP_ELEMENTS,
+    UPDATED_WEIGHTS,
     accumulates_in_fp32,
     accumulating,
     accumulation_bytes,
     hooking_bytes,
     moments_entry,
+    pinned,
     sub_groups,
     update_traffic_bytes,
 )
@@ -54,21 +59,6 @@ NVME_SUB_GROUP_ELEMENTS = 100_000_000
 NORM_ELEMENTS = 250_000_000  # DeepSpeed 0.19.8 runtime/zero/stage3.py, _constant_buffered_norm2
 NVME_READ_BYTES = 16  # master, two moments, gradient in fp32, per element, at the step
 NVME_WRITTEN_BYTES = 12  # without the gradient, at the step
-UPDATED_WEIGHTS = "updated weights from host"
-CPU_OPTIMIZER = "CPU optimizer"
-STATES_READ, STATES_WRITTEN = "states from NVMe", "states to NVMe"
-
-
-def pinned(size: int) -> int:
-    """Page-locked memory is rounded up to a power of two by torch's caching host allocator.
-
-    Source:
-        pytorch docs, torch.cuda.host_memory_stats; upper bound, since other back-ends allocate exactly.
-
-    >>> pinned(5)
-    8
-    """
-    return 1 << (size - 1).bit_length() if size else 0
 
 
 @dataclass(frozen=True, slots=True)

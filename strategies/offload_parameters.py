@@ -13,10 +13,9 @@ from typing import Any
 
 from ..planner.gathering import gathered_entries
 from ..planner.ledger import ALWAYS, Device, Entry, Item, Ledger, tensor_partition
-from ..planner.states import OPTIMIZER_UPDATE, largest_module
+from ..planner.states import OPTIMIZER_UPDATE, UPDATED_WEIGHTS, largest_module
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
-from .offload_optimizer import UPDATED_WEIGHTS
 
 NVME_BUFFER_COUNT = 5  # DeepSpeed 0.19.8 offload_config.py, the default
 BUFFER_ALIGNMENT = 1_000_000  # elements a buffer's size is rounded up to

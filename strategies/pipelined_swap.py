@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..planner.ledger import Device, Entry, Item, Ledger, tensor_partition
-from ..planner.states import sub_groups
+from ..planner.ledger import Device, Entry, Item, Ledger
+from ..planner.states import CPU_OPTIMIZER, STATES_READ, STATES_WRITTEN, pinned, sub_groups
 from ..planner.transform import Setting
 from ..planner.work import Work
-from .offload_optimizer import (
-    CPU_OPTIMIZER,
-    NVME_SUB_GROUP_ELEMENTS,
-    STATES_READ,
-    STATES_WRITTEN,
-    SWAP_BUFFER_COUNT,
-    pinned,
-)
 
 IN_FLIGHT = 3  # sub-groups: one read, one updated, one written
 STAGES = (STATES_READ, CPU_OPTIMIZER, STATES_WRITTEN)
@@ -49,15 +41,12 @@ class PipelinedSwap:
 
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
         """Overlap the swaps."""
-        part = tensor_partition(ledger.trainable, setting.world_size)
-        groups = len(sub_groups(ledger.trainable, setting.world_size, min(part, NVME_SUB_GROUP_ELEMENTS)))
+        written = ledger.deepspeed["zero_optimization"]
+        groups = len(sub_groups(ledger.trainable, setting.world_size, int(written["sub_group_size"])))
+        buffers = IN_FLIGHT * int(written["offload_optimizer"]["buffer_count"])
         entries = tuple(_larger(entry) for entry in ledger.entries)
         staged = [work for work in ledger.work if work.name in STAGES]
-        keys = {
-            "pipeline_read": True,
-            "pipeline_write": True,
-            "buffer_count": IN_FLIGHT * SWAP_BUFFER_COUNT,
-        }
+        keys = {"pipeline_read": True, "pipeline_write": True, "buffer_count": buffers}
         return (
             replace(ledger.not_doing(*STAGES), entries=entries)
             .doing(*(part for work in staged for part in _split(work, groups)))

@@ -7,7 +7,7 @@ from trainplan.planner.ledger import Device, Item, Phase, flat_partition, tensor
 from trainplan.planner.states import sub_groups, trained_tensors
 from trainplan.planner.work import Resource, When
 from trainplan.planner.workload import Precision as Kind
-from trainplan.strategies import pipelined_swap
+from trainplan.strategies import offload_optimizer
 from trainplan.strategies.accumulation import GradientAccumulation
 from trainplan.strategies.offload_optimizer import GROUPS, NVME_SUB_GROUP_ELEMENTS, OffloadOptimizer, pinned
 from trainplan.strategies.optimizer import Optimizer
@@ -153,7 +153,7 @@ def test_nvme_is_read_and_written_once_a_step() -> None:
 
 def test_a_pipelined_swap_hides_all_but_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of n sub-groups one share of each stage hides behind nothing; 12 buffers of one sub-group are pinned."""
-    monkeypatch.setattr(pipelined_swap, "NVME_SUB_GROUP_ELEMENTS", PART // 4)
+    monkeypatch.setattr(offload_optimizer, "NVME_SUB_GROUP_ELEMENTS", PART // 4)
     groups = len(sub_groups(TENSORS, 2, PART // 4))
     plain, piped = (folded(Zero(3), OffloadOptimizer("nvme"), *more) for more in ((), (PipelinedSwap(),)))
     for resource, whole in ((Resource.NVME_READ, 16), (Resource.NVME_WRITE, 12), (Resource.HOST_MEMORY, 34)):
