@@ -8,7 +8,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from .planner.hardware import Offer, Tier
 from .planner.machines import machine_for, offers_for, parse_gpus
 from .planner.model import Model
 from .planner.models import load_model
+from .planner.parallel import WHOLE, Split
 from .planner.plan import (
     Plan,
     StackRow,
@@ -34,7 +35,6 @@ from .planner.plan import (
     time_document,
     warnings_for,
 )
-from .planner.parallel import WHOLE, Split
 from .planner.program import Limits
 from .planner.request import CHEAPEST, Request
 from .planner.search import Demand, explore
@@ -74,11 +74,24 @@ def request(**options: Any) -> Request:
     Raises:
         InputError: a value that cannot be read.
     """
+    kernels, compiled = options.pop("kernels", None), options.pop("compile", None)
+    options["require"] = _with_kernels(kernels, compiled, options.get("require"))
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     values: dict[str, Any] = {}
     for key, value in given.items():
         values |= _option(key, value)
     return Request(**values, given=frozenset(values))
+
+
+KERNELS: Mapping[str, tuple[str, ...]] = {"none": (), "liger": ("liger",)}
+
+
+def _with_kernels(kernels: str | None, compiled: bool | None, require: Any) -> tuple[str, ...]:
+    """What is required, kernels=... and compile=... being other words for strategies."""
+    if (kernels or "none") not in KERNELS:
+        raise InputError(f"--kernels: got {str(kernels)[:40]!r}; allowed are {' and '.join(KERNELS)}; write liger")
+    names = (require,) if isinstance(require, str) else tuple(require or ())
+    return tuple(dict.fromkeys((*names, *KERNELS[kernels or "none"], *(("torch-compile",) if compiled else ()))))
 
 
 def _option(key: str, value: Any) -> dict[str, Any]:
@@ -157,7 +170,7 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
         progress: called with a line of text now and then.
         wanted: a finished request, instead of options.
         options: as on the command line: gpus="a100-80", budget=250_000 or "cheapest", method="lora", tokens="2B",
-            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), ...
+            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), kernels="liger", compile=True, ...
 
     Raises:
         InputError: the request contradicts itself.

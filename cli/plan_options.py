@@ -143,6 +143,8 @@ STRATEGIES = (
         shell_complete=strategy_names,
         help="No plans with it; repeatable.",
     ),
+    _strategy("--kernels", type=click.Choice(("none", "liger")), help="liger: fused norms, rotary embeddings, gates."),
+    _strategy("--compile", is_flag=True, help="The training script compiles the model's layers with torch.compile."),
     _strategy("--nvme-path", help="Where NVMe is mounted on a node.  [default: /local_nvme]"),
 )
 CHOICE = (

@@ -10,11 +10,12 @@ nothing. What runs on side streams is added up, as if one stream did it: a cauti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import ceil
 
+from . import host_rates
 from .efficiency import architecture_key, figure, optional, value
 from .fabrics import every as network_figure
 from .fabrics import inside_fabric
@@ -72,6 +73,7 @@ class Rates:
     layers: int  # L: side work of one layer hides behind the compute of another
     interference_share: float
     host_link_bytes_per_s: float
+    pageable_bytes_per_s: float
     host_memory_bytes_per_s: float  # this rank's share of the node
     nvme_read_bytes_per_s: float
     nvme_write_bytes_per_s: float
@@ -96,18 +98,6 @@ def refusal(gpu: Gpu, precision: Precision) -> str | None:
     if _peak_flop_per_s(gpu, precision):
         return None
     return f"{gpu.name}: no {precision.value} units, or their rate is unknown; choose another GPU or precision"
-
-
-def host_memory_bytes_per_s(node: Node) -> float:
-    """Bandwidth that CPU optimizers reach in one node: vCPUs x assumed bandwidth per vCPU x measured share."""
-    vcpus = node.vcpus or node.gpus * value("host_memory", "vcpus_per_gpu")
-    return vcpus * value("host_memory", "bytes_per_s_per_vcpu") * value("host_memory", "share")
-
-
-def _nvme_bytes_per_s(node: Node, direction: str) -> float:
-    """Assumed drives of a node, by the generation of its PCIe."""
-    modern = node.gpu.host_link_bytes_per_s > value("nvme", "gen5_above_host_link")
-    return node.gpus * value("nvme", f"{'gen5' if modern else 'gen4'}_{direction}_per_gpu")
 
 
 @lru_cache(maxsize=1024)
@@ -135,10 +125,11 @@ def rates(node: Node, ranks_per_node: int, precision: Precision, layers: int = 1
         launch_s=value("launch", "seconds"),
         layers=layers,
         interference_share=value("overlap", "interference"),
-        host_link_bytes_per_s=gpu.host_link_bytes_per_s * value("host_link", "share"),
-        host_memory_bytes_per_s=host_memory_bytes_per_s(node) / ranks_per_node,
-        nvme_read_bytes_per_s=_nvme_bytes_per_s(node, "read") / ranks_per_node,
-        nvme_write_bytes_per_s=_nvme_bytes_per_s(node, "write") / ranks_per_node,
+        host_link_bytes_per_s=host_rates.host_link_bytes_per_s(node, ranks_per_node),
+        pageable_bytes_per_s=host_rates.pageable_bytes_per_s(node, ranks_per_node),
+        host_memory_bytes_per_s=host_rates.cpu_optimizer_bytes_per_s(node, ranks_per_node),
+        nvme_read_bytes_per_s=host_rates.nvme_bytes_per_s(node, ranks_per_node, "read"),
+        nvme_write_bytes_per_s=host_rates.nvme_bytes_per_s(node, ranks_per_node, "write"),
     )
 
 
@@ -263,6 +254,8 @@ def _seconds(work: Work, rate: Rates, node: Node, places: Places) -> float:
             return work.amount * rate.launch_s
         case Resource.HOST_TO_GPU | Resource.GPU_TO_HOST:
             return work.amount / rate.host_link_bytes_per_s
+        case Resource.PAGEABLE_TO_GPU:
+            return work.amount / rate.pageable_bytes_per_s
         case Resource.HOST_MEMORY:
             return work.amount / rate.host_memory_bytes_per_s
         case Resource.NVME_READ:
@@ -289,6 +282,7 @@ class _Bucket:
     side_s: float = 0.0
     collectives_s: float = 0.0  # of side_s
     blocking_s: float = 0.0  # neither compute nor on a side stream: nothing hides it, and it hides nothing
+    pipelined_s: dict[Resource, float] = field(default_factory=dict)  # stages of a pipeline over sub-groups
 
     @property
     def compute_s(self) -> float:
@@ -303,7 +297,9 @@ _GPU_WORK = frozenset((Resource.MATMUL, Resource.ATTENTION, Resource.MEMORY))
 
 def _fill(bucket: _Bucket, work: Work, seconds: float) -> None:
     """Add one amount of work to its part."""
-    if work.resource is Resource.LAUNCH:
+    if work.pipelined:
+        bucket.pipelined_s[work.resource] = bucket.pipelined_s.get(work.resource, 0.0) + seconds
+    elif work.resource is Resource.LAUNCH:
         bucket.launches_s += seconds
     elif work.side:
         bucket.side_s += seconds
@@ -369,6 +365,13 @@ def _bounds_s(part: _Bucket, rate: Rates) -> tuple[float, ...]:
     )
 
 
+def _update_bounds_s(update: _Bucket) -> Iterator[float]:
+    """The maximum of these is the optimizer step: the slowest stage of the pipeline beside what nothing hides."""
+    for compute in (update.kernels_s, update.launches_s):
+        for stage in update.pipelined_s.values() or (0.0,):
+            yield compute + update.side_s + update.blocking_s + stage
+
+
 def _both(every: _Bucket, once: _Bucket) -> _Bucket:
     """The last micro-step's part: what every one does and what happens once."""
     return _Bucket(
@@ -419,11 +422,10 @@ def price_parts(
     rate = rates(node, ranks_per_node, precision, layers)
     _, every, once = _priced(work, rate, node, {Group.DATA: (nodes, ranks_per_node)}, given)
     update, late = once[When.STEP], straggler_factor(nodes * ranks_per_node)
-    ends = tuple(c + update.side_s + update.blocking_s for c in (update.kernels_s, update.launches_s))
     parts = (
         *(PartTime(gradient_accumulation_steps - 1, _bounds_s(every[when], rate)) for when in _MICRO_STEP),
         *(PartTime(1, _bounds_s(_both(every[when], once[when]), rate)) for when in _MICRO_STEP),
-        PartTime(1, ends),
+        PartTime(1, tuple(_update_bounds_s(update))),
     )
     return tuple(PartTime(part.times, tuple(late * bound for bound in part.bounds_s)) for part in parts)
 
@@ -464,7 +466,7 @@ def price(
         forward_s=forward_s,
         backward_s=backward_s,
         gradient_accumulation_steps=gradient_accumulation_steps,
-        boundary_s=once_s + update.compute_s + update.side_s + update.blocking_s,
+        boundary_s=once_s + max(_update_bounds_s(update)),
         terms=_terms(timed, every, {**last, When.STEP: update}, rate, gradient_accumulation_steps, node.gpu),
     )
     return _waiting(alone, late - 1.0) if late > 1.0 else alone
@@ -495,6 +497,11 @@ def _shown(part: _Bucket, rate: Rates, *, hides: bool) -> tuple[float, float]:
     return side, launches
 
 
+def _slowest(part: _Bucket) -> Resource | None:
+    """The stage that sets the pace of a pipeline; the others hide behind it."""
+    return max(part.pipelined_s, key=part.pipelined_s.__getitem__, default=None)
+
+
 def _share(work: Work, shown: tuple[float, float]) -> float:
     """Share of one amount of work that lengthens its part."""
     if work.resource is Resource.LAUNCH:
@@ -513,10 +520,11 @@ def _terms(
     """One term per name and resource; the exposed seconds of all terms add up to the step."""
     usual = {when: _shown(every[when], rate, hides=True) for when in _MICRO_STEP}
     final = {when: _shown(part, rate, hides=when is not When.STEP) for when, part in last.items()}
+    slowest = _slowest(last[When.STEP])
     totals: dict[tuple[str, Resource], list[float]] = {}
     for work, seconds in timed:
         total = totals.setdefault((work.name, work.resource), [0.0, 0.0])
-        shown = _share(work, final[work.when])
+        shown = float(work.resource is slowest) if work.pipelined else _share(work, final[work.when])
         times = 1
         if not work.once and work.when is not When.STEP:
             times = micro_steps
@@ -539,6 +547,7 @@ def _sources(architecture: str, network: str) -> dict[Resource, str]:
     sources[Resource.MEMORY] = figure("memory", "bandwidth").source
     sources[Resource.LAUNCH] = figure("launch", "seconds").source
     sources[Resource.HOST_TO_GPU] = sources[Resource.GPU_TO_HOST] = figure("host_link", "share").source
+    sources[Resource.PAGEABLE_TO_GPU] = figure("host_link", "pageable_bytes_per_s").source
     sources[Resource.HOST_MEMORY] = figure("host_memory", "share").source
     sources[Resource.NVME_READ] = sources[Resource.NVME_WRITE] = figure("nvme", "gen5_read_per_gpu").source
     return sources

@@ -17,7 +17,7 @@ from ..planner.measurements.score import Prediction, Rate
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
-from ..planner.parallel import micro_batches_in_flight
+from ..planner.parallel import Split, micro_batches_in_flight
 from ..planner.pipeline import pipelined
 from ..planner.spread import step_seconds
 from ..planner.time import StepTime, price
@@ -29,8 +29,8 @@ from .checkpointing import Checkpointing
 from .framework import FrameworkStates
 from .kernels import FrameworkKernels
 from .lora import Lora
-from .model_parallel import ModelParallel, expert_domains
 from .loss import ChunkedLoss
+from .model_parallel import ModelParallel, expert_domains
 from .offload_optimizer import OffloadOptimizer
 from .offload_parameters import OffloadParameters
 from .optimizer import OPTIMIZERS, Optimizer

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from trainplan.planner.catalog import find_gpu
 from trainplan.planner.efficiency import value
 from trainplan.planner.hardware import Gpu, Node
+from trainplan.planner.host_rates import cpu_optimizer_bytes_per_s, host_link_bytes_per_s, pageable_bytes_per_s
 from trainplan.planner.time import (
     StepTime,
     alignment_share,
     exposed_s,
-    host_memory_bytes_per_s,
     matmul_s_per_flop,
     matmul_share,
     price,
@@ -106,6 +106,39 @@ def test_copies_to_the_host_hide_without_interference() -> None:
     assert priced([memory(1.0), copy]).step_s == pytest.approx(
         1.0 + 0.1 / LAYERS
     )  # the first layer's has nothing before it
+
+
+def test_the_slowest_stage_of_a_pipeline_hides_the_others() -> None:
+    """Reads of 2 s, writes of 1 s and updates of 0.5 s take 2 s; what is not pipelined is added; the terms add up."""
+    seconds = {Resource.NVME_READ: 2.0, Resource.NVME_WRITE: 1.0, Resource.HOST_MEMORY: 0.5}
+    rate = rates(NODE, 8, Precision.BF16)
+    per_s = (rate.nvme_read_bytes_per_s, rate.nvme_write_bytes_per_s, rate.host_memory_bytes_per_s)
+    work = [
+        Work(name=kind.value, resource=kind, amount=amount * each, when=When.STEP, pipelined=True)
+        for (kind, amount), each in zip(seconds.items(), per_s, strict=True)
+    ]
+    alone = replace(work[1], amount=work[1].amount / 4, pipelined=False)
+    step = priced([*work, alone])
+    assert step.step_s == pytest.approx(2.0 + 0.25)
+    assert sum(term.exposed_s for term in step.terms) == pytest.approx(step.step_s)
+    parts = price_parts([*work, alone], NODE, nodes=1, ranks_per_node=8, gradient_accumulation_steps=1)
+    assert sum(part.times * max(part.bounds_s) for part in parts) == pytest.approx(step.step_s)
+
+
+def test_gpus_share_an_uplink_to_the_host() -> None:
+    """A100 boards: two GPUs to an uplink, so each gets half where both copy, all where one does; H100 boards: one."""
+    a100, h100 = (find_gpu(name) for name in ("a100-80", "h100"))
+    for gpu, ranks, share in ((a100, 8, 0.5), (a100, 1, 1.0), (h100, 8, 1.0)):
+        node = replace(NODE, gpu=gpu)
+        whole = gpu.host_link_bytes_per_s * value("host_link", "share")
+        assert host_link_bytes_per_s(node, ranks) == pytest.approx(share * whole)
+        assert pageable_bytes_per_s(node, ranks) <= host_link_bytes_per_s(node, ranks)
+
+
+def test_few_threads_bound_the_cpu_optimizer() -> None:
+    """The memory of a node is shared by its ranks, and a rank's threads can take no more than their own rate."""
+    assert cpu_optimizer_bytes_per_s(NODE, 8) <= 12 * value("host_memory", "bytes_per_s_per_thread")
+    assert cpu_optimizer_bytes_per_s(NODE, 8) == pytest.approx(cpu_optimizer_bytes_per_s(NODE, 1) / 8)
 
 
 def test_once_work_hides_behind_the_last_micro_step() -> None:
@@ -250,8 +283,8 @@ def test_a_gpu_without_units_is_refused() -> None:
 
 def test_cpu_optimizers_share_the_hosts_memory() -> None:
     """A node of 96 vCPUs moves 96 x 3 GB/s x 0.22; eight ranks share it; unknown vCPUs are taken as 12 per GPU."""
-    assert host_memory_bytes_per_s(NODE) == pytest.approx(96 * 3e9 * 0.22)
-    assert host_memory_bytes_per_s(replace(NODE, vcpus=None)) == host_memory_bytes_per_s(NODE)
+    assert cpu_optimizer_bytes_per_s(NODE, 1) == pytest.approx(96 * 3e9 * 0.22)
+    assert cpu_optimizer_bytes_per_s(replace(NODE, vcpus=None), 1) == cpu_optimizer_bytes_per_s(NODE, 1)
     adam = Work(name="adam", resource=Resource.HOST_MEMORY, amount=1e9, when=When.STEP)
     assert priced([adam]).step_s == pytest.approx(8 * 1e9 / (96 * 3e9 * 0.22))
 
@@ -259,7 +292,7 @@ def test_cpu_optimizers_share_the_hosts_memory() -> None:
 def test_cpu_adam_as_measured() -> None:
     """18e9 parameters per node of 8 A100 took about 10 s (DeepSpeed#6834): 34 bytes each, within 35 %."""
     node = replace(NODE, vcpus=128)
-    assert 18e9 * 34 / host_memory_bytes_per_s(node) == pytest.approx(10, rel=0.35)
+    assert 18e9 * 34 / cpu_optimizer_bytes_per_s(node, 1) == pytest.approx(10, rel=0.35)
 
 
 def test_drives_follow_the_generation_of_the_host_link() -> None:
