@@ -76,7 +76,8 @@ class Operation(Enum):
     LOSS = "cross-entropy"
 
 
-# Bytes of bf16 elements that the kernels load and store. Source: LinkedIn Liger-Kernel src/liger_kernel/ops/, counted
+# Bytes of bf16 elements that the kernels load and store; Transformer Engine's and Apex's are taken to move the same.
+# Source: LinkedIn Liger-Kernel src/liger_kernel/ops/, counted
 # and not run: rms_norm.py (X to Y; dY and X to dX; a row's fp32 number and partial weight gradients are left out, which
 # a second small kernel sums), rope.py (q and k in place, both in one launch), swiglu.py and geglu.py (gate and up to
 # the product; its gradient, gate and up to two gradients in place).
@@ -110,5 +111,6 @@ def fused(operation: Operation, eager: Elementwise, computation: Computation) ->
     >>> fused(Operation.NORM, NORMS[NormStyle.RMS], Computation(liger=True))
     Elementwise(forward_bytes=4, backward_bytes=6, forward_kernels=1, backward_kernels=2)
     """
-    chosen = ((computation.loss_chunk, CHUNKED), (computation.liger, LIGER), (computation.compiled, COMPILED))
+    single = computation.liger or computation.kernels.fused
+    chosen = ((computation.loss_chunk, CHUNKED), (single, LIGER), (computation.compiled, COMPILED))
     return next((table[operation] for on, table in chosen if on and operation in table), eager)

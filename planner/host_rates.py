@@ -3,7 +3,7 @@
 Symbols: r ranks in use on the node, g GPUs below one uplink to the host, c vCPUs.
 
     link          PCIe of one GPU x share / min(g, r)
-    CPU optimizer min(c x bytes/s of memory per vCPU x share / r, c / r x bytes/s of one thread)
+    CPU optimizer c / r x bytes/s of memory per vCPU x share: threads and memory are shared alike
     drives        of the node / r
 """
 
@@ -53,9 +53,8 @@ def cpu_optimizer_bytes_per_s(node: Node, ranks: int) -> float:
     Source:
         configs/efficiency.toml, host_memory; compared in tests/oracles/test_against_cpu_adam.py.
     """
-    memory = vcpus(node) * value("host_memory", "bytes_per_s_per_vcpu") * value("host_memory", "share")
     threads = vcpus(node) / ranks
-    return min(memory / ranks, threads * value("host_memory", "bytes_per_s_per_thread"))
+    return threads * value("host_memory", "bytes_per_s_per_vcpu") * value("host_memory", "share")
 
 
 def nvme_bytes_per_s(node: Node, ranks: int, direction: str) -> float:
