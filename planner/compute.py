@@ -477,6 +477,9 @@ def _left_out(
     adapters = computation.adapters
     if adapters is None or not skips(computation):
         return
+    for weight in model.embedding:
+        if weight.kind is ParameterKind.LINEAR and weight.fan_out == model.hidden:  # OPT-350M: in front of the layers
+            yield _matmul(INPUT_GRADIENTS, (tokens, weight.fan_in, weight.fan_out), When.BACKWARD)
     first = first_adapted(model, adapters)
     for block in model.blocks[:first]:
         yield from (work for work in whole[id(block)] if _backward(work))

@@ -135,12 +135,6 @@ def test_gpus_share_an_uplink_to_the_host() -> None:
         assert pageable_bytes_per_s(node, ranks) <= host_link_bytes_per_s(node, ranks)
 
 
-def test_few_threads_bound_the_cpu_optimizer() -> None:
-    """The memory of a node is shared by its ranks, and a rank's threads can take no more than their own rate."""
-    assert cpu_optimizer_bytes_per_s(NODE, 8) <= 12 * value("host_memory", "bytes_per_s_per_thread")
-    assert cpu_optimizer_bytes_per_s(NODE, 8) == pytest.approx(cpu_optimizer_bytes_per_s(NODE, 1) / 8)
-
-
 def test_once_work_hides_behind_the_last_micro_step() -> None:
     """A reduction at the boundary lengthens the last backward pass only."""
     share = value("overlap", "interference")
