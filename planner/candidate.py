@@ -14,8 +14,7 @@ from .hardware import Node, Offer
 from .ledger import Device, Ledger
 from .memory import GpuMemory, StoreMemory, gpu_memory, host_memory, nvme_memory
 from .model import Model
-from .pipeline import pipelined
-from .time import Buckets, PartTime, StepTime, compute_sums, price, price_parts
+from .time import Buckets, PartTime, StepTime, compute_sums, pipelined, price, price_parts
 from .transform import Setting, Stack
 from .units import GIB, gib
 from .work import Work

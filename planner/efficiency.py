@@ -44,6 +44,15 @@ def value(table: str, name: str) -> float:
     return figure(table, name).value
 
 
+def has(table: str, name: str) -> bool:
+    """Whether a table has a row of this name.
+
+    >>> has("matmul_energy", "hopper"), has("matmul_energy", "unheard-of")
+    (True, False)
+    """
+    return name in figures()[table]
+
+
 def optional(table: str, *names: str) -> float | None:
     """The first of these rows that a table has; None where it has none of them.
 
