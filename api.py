@@ -84,10 +84,13 @@ def _option(key: str, value: Any) -> dict[str, Any]:
     if key == "gpus":
         names, number = parse_gpus(str(value))
         return {"gpus": names} | ({"gpu_count": number} if number else {})
-    if key in ("tokens", "seq_len", "global_batch") and isinstance(value, str):
+    if key in ("tokens", "seq_len", "global_batch", "eval_tokens") and isinstance(value, str):
         return {key: parse_count(value, where=f"--{key.replace('_', '-')}")}
     if key == "deadline":
         return {"deadline_s": parse_duration_s(value, where="--deadline") if isinstance(value, str) else float(value)}
+    if key == "checkpoint_every":
+        seconds = parse_duration_s(value, where="--checkpoint-every") if isinstance(value, str) else float(value)
+        return {"checkpoint_every_s": seconds}
     if key == "budget":
         return {"budget": _budget(value)}
     if key == "price":

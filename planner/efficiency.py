@@ -1,4 +1,4 @@
-"""Constants of the time and cost models, most of them measured shares of datasheet rates: configs/efficiency.toml."""
+"""Constants of the time, run and energy models: configs/efficiency.toml (rates) and configs/run.toml (whole runs)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ class Figure:
     unit: str = "share"
 
 
+FILES = ("efficiency.toml", "run.toml")  # no table stands in both
+
+
 @lru_cache(maxsize=1)
 def figures() -> Mapping[str, Mapping[str, Figure]]:
     """All constants, by table and name."""
     import tomllib  # here: the command line's --help reads no constants and should not wait for these
     from importlib.resources import files
 
-    text = files("trainplan.configs").joinpath("efficiency.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
+    folder = files("trainplan.configs")
+    texts = (folder.joinpath(name).read_text(encoding="utf-8") for name in FILES)
+    tables = {table: rows for text in texts for table, rows in tomllib.loads(text).items()}
     return {table: {name: Figure(**row) for name, row in rows.items()} for table, rows in tables.items()}
 
 

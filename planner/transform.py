@@ -45,6 +45,15 @@ class Setting:
         """global batch / (micro-batch x world size); candidates divide evenly."""
         return max(1, self.workload.global_batch // (self.micro_batch * self.world_size))
 
+    @property
+    def evaluation_micro_steps(self) -> float:
+        """Forward passes of evaluation per optimizer step: eval tokens / (tokens of a micro-step x steps between)."""
+        run = self.workload.run
+        if not run.eval_every or not run.eval_tokens:
+            return 0.0
+        micro_step = self.micro_batch * self.world_size * self.workload.seq_len
+        return -(-run.eval_tokens // micro_step) / run.eval_every
+
 
 class Strategy(Protocol):
     """One decision. Implementations are frozen dataclasses, one file each in ``strategies/``."""
