@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .checkpoint import Checkpoint
 from .energy import run_kgco2, run_kwh
 from .hardware import Offer
-from .run import Run, run_hours, slope_h_per_s, whole_run
+from .run import Run, touching_line, whole_run
 from .units import HOUR_S
 from .upkeep import Upkeep, upkeep
 from .workload import Workload
@@ -100,8 +100,8 @@ def tangent(workload: Workload, offer: Offer, nodes: int, saved: Checkpoint, ste
         step_s: seconds of one step with its share of evaluation, where the line touches.
     """
     kept = upkeep(workload, offer.node, nodes, offer.tier, saved)
-    slope = slope_h_per_s(kept, workload.steps, step_s)
-    return _line(offer, nodes, kept, run_hours(kept, workload.steps, step_s) - slope * step_s, slope)
+    hours, slope = touching_line(kept, workload.steps, step_s)
+    return _line(offer, nodes, kept, hours - slope * step_s, slope)
 
 
 def _line(offer: Offer, nodes: int, kept: Upkeep, fixed_h: float, per_s_h: float) -> Line:

@@ -66,21 +66,29 @@ def run_hours(kept: Upkeep, steps: int, step_s: float) -> float:
     return kept.start_up_h + stretched_h(work_h, tau, kept.write_h, kept.restart_h, kept.between_failures_h)
 
 
-def slope_h_per_s(kept: Upkeep, steps: int, step_s: float) -> float:
-    """Least hours that a run grows by per second of a longer step, from here on: the slope of a line below `run_hours`.
+def touching_line(kept: Upkeep, steps: int, step_s: float) -> tuple[float, float]:
+    """`run_hours` at one length of step, and the slope of a line from there that stays below it for longer steps.
 
-    Formula: with one interval, or one a step, d hours / d U = e^((R + tau + C)/M); between them hours / U
-    is a constant.
-    The smaller of what follows counts; at Daly's tau both are the same number.
+    Formula: with one interval in the run, or one a step, d hours / d U = e^((R + tau + C)/M); between them hours / U is
+    a constant. The smaller of those that follow counts; at Daly's tau they are the same number.
+
+    Args:
+        kept: from `upkeep`.
+        steps: optimizer steps.
+        step_s: seconds of one, with its share of evaluation.
+
+    Returns:
+        Hours, and hours per second of a step.
     """
-    step_h = step_s * (1 + kept.share) / HOUR_S
-    work_h = steps * step_h
+    work_h_per_s = steps * (1 + kept.share) / HOUR_S
+    work_h, m = work_h_per_s * step_s, kept.between_failures_h
+    step_h = work_h / steps
     tau = bounded_interval_h(kept, work_h, step_h)
-    m = kept.between_failures_h
-    edge = math.exp(min(MOST, (kept.restart_h + tau + kept.write_h) / m))
-    if kept.interval_h > step_h and kept.interval_h > 0:
-        edge = min(edge, stretched_h(1.0, kept.interval_h, kept.write_h, kept.restart_h, m))
-    return edge * steps * (1 + kept.share) / HOUR_S
+    hours = kept.start_up_h + stretched_h(work_h, tau, kept.write_h, kept.restart_h, m)
+    slope = math.exp(min(MOST, (kept.restart_h + tau + kept.write_h) / m))
+    if kept.interval_h > step_h:
+        slope = min(slope, stretched_h(1.0, kept.interval_h, kept.write_h, kept.restart_h, m))
+    return hours, slope * work_h_per_s
 
 
 def whole_run(

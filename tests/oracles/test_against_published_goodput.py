@@ -59,7 +59,6 @@ def test_llama_3_was_effective_for_more_than_nine_tenths() -> None:
 def test_blooms_checkpoint() -> None:
     """14 B/parameter against 13.1 published (2.3 TB, two digits), and 51 s from 48 nodes against 40."""
     saved = states(BLOOM_PARAMETERS)
-    assert 2.3e12 / BLOOM_PARAMETERS == pytest.approx(13.05, abs=0.01)
     assert saved.total_bytes == pytest.approx(2.3e12, rel=0.08)
     assert write_h(saved, 48) * 3600 == pytest.approx(40, rel=0.30)
     assert write_h(saved, 48, storage_bytes_per_s=2.3e12 / 40) * 3600 == pytest.approx(40, rel=0.10)

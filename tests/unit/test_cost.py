@@ -53,9 +53,7 @@ def test_spot_takes_longer() -> None:
 @given(price=st.floats(0.01, 1e4), nodes=st.integers(1, 4096), step_s=st.floats(1e-3, 1e4))
 def test_doubling_the_price_doubles_the_cost(price: float, nodes: int, step_s: float) -> None:
     """Cost is proportional to the price, and hours do not depend on it."""
-    once, twice = (
-        run_cost(WORKLOAD, replace(OFFER, usd_per_hour=p), nodes, step_s, SAVED) for p in (price, 2 * price)
-    )
+    once, twice = (run_cost(WORKLOAD, replace(OFFER, usd_per_hour=p), nodes, step_s, SAVED) for p in (price, 2 * price))
     assert twice.usd == pytest.approx(2 * once.usd)
     assert twice.hours == once.hours
 

@@ -37,7 +37,7 @@ def run_of(
 
 
 def test_daly_by_hand() -> None:
-    """C 0.5 h, M 24 h: Young sqrt(2 x 0.5 x 24) - 0.5 = 4.40 h; Daly's series 4.90 (1 + 0.034 + 0.0012) - 0.5 = 4.57."""
+    """C 0.5 h, M 24 h: Young sqrt(2 x 0.5 x 24) - 0.5 = 4.40 h; Daly 4.90 (1 + 0.034 + 0.0012) - 0.5 = 4.57 h."""
     c, m = 0.5, 24.0
     root = math.sqrt(c / (2 * m))
     series = math.sqrt(2 * c * m) * (1 + root / 3 + root**2 / 9) - c
@@ -75,7 +75,7 @@ def test_failures_add_up() -> None:
 
 
 def test_rank_0_writes_while_the_others_wait() -> None:
-    """13 GB by one writer at 1.0 GB/s (one node's storage) take 13 s, 12 GB by all ranks 12 s; two nodes: 10 and 6 s."""
+    """13 GB by one writer at 1.0 GB/s (one node's storage): 13 s, 12 GB by all ranks: 12 s; two nodes: 10 and 6 s."""
     assert write_h(SAVED, 1) * 3600 == pytest.approx(25)
     assert write_h(SAVED, 2) * 3600 == pytest.approx(16)  # 13 / 1.3 + 12 / 2
     assert write_h(SAVED, 1, storage_bytes_per_s=100e9) * 3600 == pytest.approx(11)  # 10.12, in whole seconds

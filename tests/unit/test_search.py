@@ -11,7 +11,7 @@ from trainplan.planner.memory import fixed_device_bytes
 from trainplan.planner.program import Limits
 from trainplan.planner.search import Demand, Space, explore
 from trainplan.planner.units import MIB
-from trainplan.planner.workload import Method, Precision, Workload
+from trainplan.planner.workload import Method, Precision, RunOptions, Workload
 from trainplan.strategies.space import Choices, families
 
 from ..tiny import llama, machines
@@ -103,3 +103,12 @@ def test_the_answer_is_exact() -> None:
     assert candidate.fits
     assert candidate.layers == choice.layers
     assert candidate.cost.usd == pytest.approx(choice.certificate.value, rel=1e-6)
+
+
+def test_a_cluster_that_fails_all_the_time_is_no_plan() -> None:
+    """A failure every second or two of the cluster: no column, and the reason."""
+    run = RunOptions(mtbf_gpu_hours=0.001)
+    workload = Workload(model=llama(), tokens=10**8, seq_len=256, global_batch=8, run=run)
+    space = explore(workload, [machines()], FULL, Demand(max_gpus=8))
+    assert space.columns == space.infeasible == []
+    assert any("failures or interruptions" in reason for reason in space.dropped)
