@@ -158,7 +158,8 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
         progress: called with a line of text now and then.
         wanted: a finished request, instead of options.
         options: as on the command line: gpus="a100-80", budget=250_000 or "cheapest", method="lora", tokens="2B",
-            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), ...
+            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), checkpoint_every="2h",
+            storage_gbps=50.0, grid_kgco2_per_kwh=0.06, ...
 
     Raises:
         InputError: the request contradicts itself.

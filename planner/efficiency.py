@@ -24,13 +24,16 @@ FILES = ("efficiency.toml", "run.toml")  # no table stands in both
 @lru_cache(maxsize=1)
 def figures() -> Mapping[str, Mapping[str, Figure]]:
     """All constants, by table and name."""
+    return {table: rows for name in FILES for table, rows in figures_of(name).items()}
+
+
+def figures_of(name: str) -> Mapping[str, Mapping[str, Figure]]:
+    """The constants of one file."""
     import tomllib  # here: the command line's --help reads no constants and should not wait for these
     from importlib.resources import files
 
-    folder = files("trainplan.configs")
-    texts = (folder.joinpath(name).read_text(encoding="utf-8") for name in FILES)
-    tables = {table: rows for text in texts for table, rows in tomllib.loads(text).items()}
-    return {table: {name: Figure(**row) for name, row in rows.items()} for table, rows in tables.items()}
+    tables = tomllib.loads(files("trainplan.configs").joinpath(name).read_text(encoding="utf-8"))
+    return {table: {key: Figure(**row) for key, row in rows.items()} for table, rows in tables.items()}
 
 
 def figure(table: str, name: str) -> Figure:
