@@ -36,9 +36,10 @@ from .planner.plan import (
 )
 from .planner.program import Limits
 from .planner.request import CHEAPEST, Request
+from .planner.run import LEAST_PROGRESS
 from .planner.search import Demand, explore
 from .planner.transform import Setting
-from .planner.units import parse_count, parse_duration_s
+from .planner.units import HOUR_S, duration, parse_count, parse_duration_s
 from .planner.workload import Method, Precision
 from .strategies.offload_optimizer import GROUPS
 from .strategies.space import NAMES, Choices, families, known_name, one_family
@@ -308,7 +309,7 @@ def _fixed(
     """Assess one configuration on the offer named, or on the cheapest, whose nodes make up the count.
 
     Raises:
-        InputError: no machine, or a batch that does not divide.
+        InputError: no machine, a batch that does not divide, or failures that never let the run end.
     """
     if wanted.gpu_count is None:
         raise InputError(
@@ -324,6 +325,14 @@ def _fixed(
     if refusals:
         raise InputError(f"strategies: {refusals[0]}; choose another")
     candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+    run = candidate.cost.run
+    if not run.ends:
+        often, back = (duration(h * HOUR_S) for h in (run.kept.between_failures_h, run.kept.restart_h))
+        raise InputError(
+            f"the run never ends: {setting.world_size} GPUs fail every {often} and take {back} to be back; allowed is "
+            f"{LEAST_PROGRESS:.0%} of the time for work, and more; use fewer GPUs, or other --mtbf-gpu-hours, "
+            "--storage-gbps or --checkpoint-every"
+        )
     return Estimate(request=wanted, candidate=candidate)
 
 

@@ -18,6 +18,8 @@ from .units import HOUR_S
 from .upkeep import Upkeep, upkeep
 from .workload import Workload
 
+LEAST_PROGRESS = 0.02  # a run that gets on more slowly is none
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -45,6 +47,12 @@ class Run:
     def goodput(self) -> float:
         """Share of the hours that the optimizer steps take."""
         return self.steps_h / self.hours
+
+    @property
+    def ends(self) -> bool:
+        """Whether checkpoints, failures and restarts leave enough of the time after start-up for work."""
+        work_h = self.steps_h + self.stalls_h + self.evaluation_h
+        return work_h >= LEAST_PROGRESS * (self.hours - self.start_up_h)
 
 
 def bounded_interval_h(kept: Upkeep, work_h: float, step_h: float) -> float:

@@ -20,14 +20,14 @@ from .family import Family
 from .hardware import Node, Offer
 from .memory import gpu_fits, host_memory, nvme_memory
 from .program import TIE, Box, Column, Part, Row
+from .run import LEAST_PROGRESS
 from .time import refusal
 from .transform import Setting
 from .workload import Method, Precision, Workload
 
 LARGEST_MICRO_BATCH = 64  # sequences; beyond, matmuls gain nothing and memory always binds
 UNKNOWN_STORE = "host RAM or NVMe unknown, and the stack needs it"
-LEAST_GOODPUT = 0.02  # a run that gets on more slowly is none
-FAILING = f"failures or interruptions leave less than {LEAST_GOODPUT:.0%} of the time for training"
+FAILING = f"failures or interruptions leave less than {LEAST_PROGRESS:.0%} of the time for training"
 MOST_MISSES = 400  # points that the elastic program looks at
 
 
@@ -309,7 +309,7 @@ def _add_column(
     )
     seconds = shape.quick[1] if shape.quick else shape.least_step_s()
     bill = tangent(setting.workload, offer, setting.nodes, saved, seconds)
-    if setting.workload.steps * seconds < LEAST_GOODPUT * (bill.run_s_at(seconds) - bill.start_up_s):
+    if setting.workload.steps * seconds < LEAST_PROGRESS * (bill.run_s_at(seconds) - bill.start_up_s):
         space.dropped[FAILING] += 1
         return
     if shape.quick is None:
