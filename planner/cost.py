@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from .checkpoint import Checkpoint
 from .energy import run_kgco2, run_kwh
 from .hardware import Offer
-from .run import Run, touching_line, whole_run
+from .run import Run, ends, touching_line, whole_run
 from .units import HOUR_S
-from .upkeep import Upkeep, upkeep
+from .upkeep import upkeep
 from .workload import Workload
 
 TOKENS_PER_PRICE = 1e6  # tokens are priced by the million
@@ -37,7 +37,7 @@ class Line:
     usd_per_s: float
     run_s: float
     run_s_per_s: float
-    start_up_s: float  # of run_s
+    ends: bool = True  # failures let the run end
 
     def usd_at(self, step_s: float) -> float:
         """Dollars for a step of so many seconds."""
@@ -86,7 +86,7 @@ def least_line(workload: Workload, offer: Offer, nodes: int) -> Line:
     """A line below the bill of every run on so many nodes: nothing is written, every interval is short."""
     kept = upkeep(workload, offer.node, nodes, offer.tier)
     rate = kept.least_stretch * (1 + kept.share) * workload.steps / HOUR_S
-    return _line(offer, nodes, kept, kept.start_up_h, rate)
+    return _line(offer, nodes, kept.start_up_h, rate)
 
 
 def tangent(workload: Workload, offer: Offer, nodes: int, saved: Checkpoint, step_s: float) -> Line:
@@ -101,15 +101,15 @@ def tangent(workload: Workload, offer: Offer, nodes: int, saved: Checkpoint, ste
     """
     kept = upkeep(workload, offer.node, nodes, offer.tier, saved)
     hours, slope = touching_line(kept, workload.steps, step_s)
-    return _line(offer, nodes, kept, hours - slope * step_s, slope)
+    return _line(offer, nodes, hours - slope * step_s, slope, ends=ends(kept, workload.steps, step_s))
 
 
-def _line(offer: Offer, nodes: int, kept: Upkeep, fixed_h: float, per_s_h: float) -> Line:
+def _line(offer: Offer, nodes: int, fixed_h: float, per_s_h: float, *, ends: bool = True) -> Line:
     usd_per_h = run_cost_usd(offer, nodes, 1.0)
     return Line(
         usd=usd_per_h * fixed_h,
         usd_per_s=usd_per_h * per_s_h,
         run_s=fixed_h * HOUR_S,
         run_s_per_s=per_s_h * HOUR_S,
-        start_up_s=kept.start_up_h * HOUR_S,
+        ends=ends,
     )

@@ -50,14 +50,27 @@ class Run:
 
     @property
     def ends(self) -> bool:
-        """Whether checkpoints, failures and restarts leave enough of the time after start-up for work."""
-        work_h = self.steps_h + self.stalls_h + self.evaluation_h
-        return work_h >= LEAST_PROGRESS * (self.hours - self.start_up_h)
+        """Whether failures and restarts leave enough of the time after start-up for work and its checkpoints."""
+        once_h = self.steps_h + self.stalls_h + self.evaluation_h + self.checkpoints_h
+        return once_h >= LEAST_PROGRESS * (self.hours - self.start_up_h)
 
 
 def bounded_interval_h(kept: Upkeep, work_h: float, step_h: float) -> float:
     """tau: no less than a step, no more than the run."""
     return min(max(kept.interval_h, step_h), work_h)
+
+
+def ends(kept: Upkeep, steps: int, step_s: float) -> bool:
+    """`Run.ends` without the run: work and checkpoints once, over work and checkpoints with failures.
+
+    Args:
+        kept: from `upkeep`.
+        steps: optimizer steps.
+        step_s: seconds of one, with its share of evaluation.
+    """
+    step_h = step_s * (1 + kept.share) / HOUR_S
+    once_h = bounded_interval_h(kept, steps * step_h, step_h) + kept.write_h
+    return stretched_h(LEAST_PROGRESS, once_h, 0.0, kept.restart_h, kept.between_failures_h) <= 1
 
 
 def run_hours(kept: Upkeep, steps: int, step_s: float) -> float:

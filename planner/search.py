@@ -309,7 +309,7 @@ def _add_column(
     )
     seconds = shape.quick[1] if shape.quick else shape.least_step_s()
     bill = tangent(setting.workload, offer, setting.nodes, saved, seconds)
-    if setting.workload.steps * seconds < LEAST_PROGRESS * (bill.run_s_at(seconds) - bill.start_up_s):
+    if not bill.ends:
         space.dropped[FAILING] += 1
         return
     if shape.quick is None:

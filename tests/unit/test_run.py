@@ -12,7 +12,7 @@ from trainplan.planner.checkpoint import Checkpoint
 from trainplan.planner.efficiency import value
 from trainplan.planner.hardware import Tier
 from trainplan.planner.renewal import best_interval_h, stretched_h
-from trainplan.planner.run import Run, whole_run
+from trainplan.planner.run import LEAST_PROGRESS, Run, ends, whole_run
 from trainplan.planner.run_lines import lines, run_assumptions
 from trainplan.planner.upkeep import between_failures_h, upkeep, write_h
 from trainplan.planner.workload import RunOptions, Workload
@@ -170,6 +170,17 @@ def test_a_run_without_checkpoints_is_a_floor() -> None:
 def test_the_lean_path_is_remembered() -> None:
     """The search asks thousands of times with few answers."""
     assert upkeep(WORKLOAD, NODE, 4, Tier.SPOT, SAVED) is upkeep(WORKLOAD, NODE, 4, Tier.SPOT, SAVED)
+
+
+@given(mtbf=st.floats(1e-3, 1e3), step_s=st.floats(0.01, 1000))
+def test_a_run_ends_or_not_either_way(mtbf: float, step_s: float) -> None:
+    """The search's short way says what the lines say."""
+    told = replace(WORKLOAD, run=RunOptions(mtbf_gpu_hours=mtbf))
+    kept = upkeep(told, NODE, 1, Tier.ON_DEMAND, SAVED)
+    run = run_of(told.run, step_s=step_s)
+    share = (run.hours - run.start_up_h - run.lost_h - run.restarts_h) / (run.hours - run.start_up_h)
+    assume(abs(share - LEAST_PROGRESS) > 1e-6)
+    assert ends(kept, 1000, step_s) == run.ends
 
 
 def test_assumptions_say_whose_they_are() -> None:
