@@ -37,9 +37,10 @@ from .planner.plan import (
 )
 from .planner.program import Limits
 from .planner.request import CHEAPEST, Request
+from .planner.run import LEAST_PROGRESS
 from .planner.search import Demand, explore
 from .planner.transform import Setting
-from .planner.units import parse_count, parse_duration_s
+from .planner.units import HOUR_S, duration, parse_count, parse_duration_s
 from .planner.workload import Method, Precision
 from .strategies.model_parallel import check_split, cut
 from .strategies.offload_optimizer import GROUPS
@@ -99,10 +100,13 @@ def _option(key: str, value: Any) -> dict[str, Any]:
     if key == "gpus":
         names, number = parse_gpus(str(value))
         return {"gpus": names} | ({"gpu_count": number} if number else {})
-    if key in ("tokens", "seq_len", "global_batch") and isinstance(value, str):
+    if key in ("tokens", "seq_len", "global_batch", "eval_tokens") and isinstance(value, str):
         return {key: parse_count(value, where=f"--{key.replace('_', '-')}")}
     if key == "deadline":
         return {"deadline_s": parse_duration_s(value, where="--deadline") if isinstance(value, str) else float(value)}
+    if key == "checkpoint_every":
+        seconds = parse_duration_s(value, where="--checkpoint-every") if isinstance(value, str) else float(value)
+        return {"checkpoint_every_s": seconds}
     if key == "budget":
         return {"budget": _budget(value)}
     if key == "price":
@@ -170,7 +174,8 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
         progress: called with a line of text now and then.
         wanted: a finished request, instead of options.
         options: as on the command line: gpus="a100-80", budget=250_000 or "cheapest", method="lora", tokens="2B",
-            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), kernels="liger", compile=True, ...
+            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), kernels="liger", compile=True,
+            checkpoint_every="2h", storage_gbps=50.0, grid_kgco2_per_kwh=0.06, ...
 
     Raises:
         InputError: the request contradicts itself.
@@ -349,7 +354,7 @@ def _fixed(
     """Assess one configuration on the offer named, or on the cheapest, whose nodes make up the count.
 
     Raises:
-        InputError: no machine, or a batch that does not divide.
+        InputError: no machine, a batch that does not divide, or failures that never let the run end.
     """
     if wanted.gpu_count is None:
         raise InputError(
@@ -365,6 +370,14 @@ def _fixed(
     if refusals:
         raise InputError(f"strategies: {refusals[0]}; choose another")
     candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+    run = candidate.cost.run
+    if not run.ends:
+        often, back = (duration(h * HOUR_S) for h in (run.kept.between_failures_h, run.kept.restart_h))
+        raise InputError(
+            f"the run never ends: {setting.world_size} GPUs fail every {often} and take {back} to be back; allowed is "
+            f"{LEAST_PROGRESS:.0%} of the time for work, and more; use fewer GPUs, or other --mtbf-gpu-hours, "
+            "--storage-gbps or --checkpoint-every"
+        )
     return Estimate(request=wanted, candidate=candidate)
 
 

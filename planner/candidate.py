@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .checkpoint import checkpoint
 from .computation import Computation
 from .compute import compute_work
 from .cost import Cost, run_cost
@@ -69,7 +70,14 @@ def assess(offer: Offer, stack: Stack, setting: Setting, *, method: Method, zero
         host=host_memory(ledger, offer.node, setting.ranks_per_node),
         nvme=nvme_memory(ledger, offer.node, setting.ranks_per_node),
         time=time,
-        cost=run_cost(setting.workload, offer, setting.nodes, time.step_s),
+        cost=run_cost(
+            setting.workload,
+            offer,
+            setting.nodes,
+            time.step_s,
+            checkpoint(ledger, setting),
+            setting.evaluation_micro_steps * time.forward_s,
+        ),
     )
 
 

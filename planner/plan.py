@@ -15,6 +15,7 @@ from .ledger import Device, Entry, Ledger
 from .memory import GpuMemory, StoreMemory
 from .program import Certificate
 from .request import Request
+from .run_lines import run_assumptions, run_document
 from .time import StepTime
 from .transform import Stack
 from .units import GIB, usd
@@ -348,6 +349,9 @@ def cost_document(c: Candidate) -> dict[str, Any]:
         "usd_per_node_hour": c.offer.usd_per_hour,
         "price_date": c.offer.date,
         "price_source": c.offer.source,
+        "kwh": c.cost.kwh,
+        "kgco2": c.cost.kgco2,
+        "run": run_document(c.cost.run, c.setting.workload.run, c.offer.tier),
     }
 
 
@@ -406,6 +410,7 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
         named = "no-zero-init" in c.stack.names
         value = "in partitions (zero.Init)" if c.ledger.zero_init else built
         price_rows.append(("model built", value, "you" if named else "default"))
+    price_rows += run_assumptions(c.setting.workload.run, c.offer.tier)
     return rows + [{"name": name, "value": value, "from": origin} for name, value, origin in price_rows]
 
 
