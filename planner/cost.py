@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .billing import bill_usd
 from .efficiency import value
 from .hardware import Offer, Tier
 from .units import HOUR_S
@@ -59,8 +60,8 @@ def run_hours(workload: Workload, step_s: float, *, gpus: int, tier: Tier = Tier
 
 
 def run_cost_usd(offer: Offer, nodes: int, hours: float) -> float:
-    """Dollars for whole nodes over the whole run."""
-    return offer.usd_per_hour * nodes * hours
+    """Dollars for whole nodes over the whole run, under the offer's terms."""
+    return bill_usd(offer, nodes, hours)
 
 
 def run_cost(workload: Workload, offer: Offer, nodes: int, step_s: float) -> Cost:

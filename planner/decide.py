@@ -216,7 +216,7 @@ def _amount(short: Shortage, value: float) -> str:
     """A quantity in the unit of its constraint."""
     if short.constraint == "budget":
         return usd(value)
-    return duration(value) if short.constraint == "deadline" else gib_count(value)
+    return duration(value) if short.constraint in ("deadline", "maximum_hours") else gib_count(value)
 
 
 def _ways_out(search: Search) -> list[dict[str, Any]]:

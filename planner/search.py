@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from .billing import bill_usd, least_usd
 from .bounds import compute_only_s, folded, traffic_bound_s
 from .candidate import Candidate, assess
 from .columns import admitted_groups, box_of, corners_of, gpu_rows, parts_of, store_rows
 from .cost import run_cost
 from .family import Family
-from .hardware import Node, Offer
+from .hardware import Offer
 from .memory import gpu_fits, host_memory, nvme_memory
 from .program import TIE, Box, Column, Part, Row
 from .time import refusal
@@ -91,8 +92,8 @@ def explore(
 ) -> Space:
     """Every column that batch, fabric and strategy admit and that could still be the best of its method.
 
-    On given nodes of a given offer, dollars and hours are both proportional to the step's seconds, so under any budget
-    or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its method has no
+    On given nodes of a given offer, hours are proportional to the step's seconds and dollars never fall with them, so
+    under any budget or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its method has no
     more GPUs and is at least as cheap and as quick as the column's lower bounds.
     """
     space = Space()
@@ -149,7 +150,7 @@ def _group(
         trials += [Trial(least_s=compute_only_s(f, setting, node), family=f, setting=setting) for f in families]
     trials.sort(key=lambda t: (t.least_s, t.family.simplicity, t.setting.micro_batch))
     least_s = trials[0].least_s if trials else math.inf
-    dollars = min(run_cost(workload, offer, nodes, 1.0).usd for offer in offers)
+    dollars = min(_usd_per_s(workload, offer, nodes) for offer in offers)
     return Group(method=families[0].method, nodes=nodes, offers=offers, trials=trials, least_usd=dollars * least_s)
 
 
@@ -163,19 +164,32 @@ def _shapes(workload: Workload, offers: Sequence[Offer], demand: Demand, space: 
             space.dropped[reason] += 1
             continue
         machine = (node.gpu.name, node.gpus, node.vcpus, node.internode_bytes_per_s)
-        for nodes in _node_counts(workload, node, demand, space):
+        for nodes in _node_counts(workload, offer, demand, space):
             same = machine if nodes > 1 else machine[:3]
             shapes.setdefault((nodes, node.gpus), {}).setdefault(same, []).append(offer)
     return shapes
 
 
-def _node_counts(workload: Workload, node: Node, demand: Demand, space: Space) -> Iterator[int]:
+def _not_let(offer: Offer, nodes: int) -> str:
+    """Why so many nodes are not let; empty where they are."""
+    least, most = offer.terms.minimum_nodes, offer.terms.maximum_nodes
+    if nodes < least:
+        return f"fewer than the {least} nodes that {offer.name} is let in at least"
+    if most is not None and nodes > most:
+        return f"more than the {most} nodes that {offer.name} is let in at most"
+    return ""
+
+
+def _node_counts(workload: Workload, offer: Offer, demand: Demand, space: Space) -> Iterator[int]:
+    node = offer.node
     largest = min(demand.max_gpus, demand.gpus or demand.max_gpus, workload.global_batch) // node.gpus
     for nodes in range(1, largest + 1):
         ranks = nodes * node.gpus
         if (demand.gpus and ranks != demand.gpus) or (demand.nodes and nodes != demand.nodes):
             continue
-        if workload.global_batch % ranks:
+        if reason := _not_let(offer, nodes):
+            space.dropped[reason] += 1
+        elif workload.global_batch % ranks:
             space.dropped["global batch not divisible by the number of GPUs"] += 1
         elif nodes > 1 and node.internode_bytes_per_s is None:
             space.dropped["several nodes, but the offer's network is unknown (--internode-gbps states it)"] += 1
@@ -208,12 +222,29 @@ def _explore_group(space: Space, group: Group) -> None:
 
 def _seconds_to_beat(space: Space, group: Group, offer: Offer) -> float:
     """Step seconds from which on some confirmed point is at least as cheap and as quick with no more GPUs."""
-    rates = run_cost(group.trials[0].setting.workload, offer, group.nodes, 1.0) if group.trials else None
-    if rates is None:
+    if not group.trials:
         return 0.0
+    workload = group.trials[0].setting.workload
+    usd_per_s, hours_per_s = _usd_per_s(workload, offer, group.nodes), _hours_per_s(workload, offer, group.nodes)
     gpus = group.nodes * offer.node.gpus
     known = (p for p in space.confirmed.get(group.method, ()) if p.gpus <= gpus)
-    return min((max(p.usd / rates.usd, p.hours / rates.hours) for p in known), default=math.inf)
+    return min((max(p.usd / usd_per_s, p.hours / hours_per_s) for p in known), default=math.inf)
+
+
+def _hours_per_s(workload: Workload, offer: Offer, nodes: int) -> float:
+    """Hours of the run for each second of its step; hours are proportional to them."""
+    return run_cost(workload, offer, nodes, 1.0).hours
+
+
+def _usd_per_s(workload: Workload, offer: Offer, nodes: int) -> float:
+    """Dollars for each second of the step that no bill is below."""
+    return least_usd(offer, nodes, _hours_per_s(workload, offer, nodes))
+
+
+def longest_stay_s(offer: Offer) -> float:
+    """Seconds that a machine is let for at most; infinite where there is no limit."""
+    hours = offer.terms.maximum_hours
+    return math.inf if hours is None else hours * HOUR_S
 
 
 def _add(space: Space, setting: Setting, family: Family, offers: Sequence[Offer], quickest: list[float]) -> bool:
@@ -289,19 +320,19 @@ def _add_column(
     quickest: list[float],
 ) -> None:
     """Keep a column unless a confirmed one of the same method on the same nodes beats its bound."""
-    setting = point.setting
-    per_step_s = run_cost(
-        setting.workload, point.offer, setting.nodes, 1.0
-    )  # dollars and hours are proportional to the step's seconds
+    setting, offer = point.setting, point.offer
+    hours_per_s = _hours_per_s(setting.workload, offer, setting.nodes)
     column = Column(
         key=len(space.points),
         gpus=setting.world_size,
         simplicity=point.family.simplicity,
-        usd_per_s=per_step_s.usd,
-        run_s_per_s=per_step_s.hours * HOUR_S,
+        usd_per_s=least_usd(offer, setting.nodes, hours_per_s),
+        run_s_per_s=hours_per_s * HOUR_S,
         box=box,
         rows=rows,
         parts=parts,
+        usd_of_run_s=None if offer.terms.is_plain else (lambda run_s: bill_usd(offer, setting.nodes, run_s / HOUR_S)),
+        longest_s=longest_stay_s(offer),
     )
     if column.quick is None:
         space.points.append(point)
@@ -313,9 +344,10 @@ def _add_column(
         return
     space.points.append(point)
     space.columns.append(column)
-    if seconds < quickest[index] and _fits(space, column.key, layers, groups):
+    admitted = column.run_s_per_s * seconds <= column.longest_s
+    if admitted and seconds < quickest[index] and _fits(space, column.key, layers, groups):
         quickest[index] = seconds
-        known = Known(gpus=column.gpus, usd=per_step_s.usd * seconds, hours=per_step_s.hours * seconds)
+        known = Known(gpus=column.gpus, usd=column.usd(seconds), hours=hours_per_s * seconds)
         space.confirmed.setdefault(point.family.method, []).append(known)
 
 
