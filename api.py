@@ -14,13 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .planner import catalog
-from .planner.candidate import Candidate, Constraint, assess, constraints, step_time
+from .planner.candidate import Candidate, Constraint, assess, constraints, let, step_time
 from .planner.computation import Adapters, default_targets
 from .planner.decide import Search, alternatives, decide, frontier
 from .planner.emit.deepspeed import ds_config
 from .planner.errors import InputError, NoPlan, listed
 from .planner.hardware import Offer, Tier
-from .planner.machines import machine_for, offers_for, parse_gpus
+from .planner.machines import machines_for, offers_for, parse_gpus
 from .planner.model import Model
 from .planner.models import load_model
 from .planner.plan import (
@@ -35,7 +35,7 @@ from .planner.plan import (
     warnings_for,
 )
 from .planner.program import Limits
-from .planner.request import CHEAPEST, Request
+from .planner.request import CHEAPEST, LARGEST_AMOUNT, Request, flag
 from .planner.search import Demand, explore
 from .planner.transform import Setting
 from .planner.units import parse_count, parse_duration_s
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from .strategies.traced import Traced
 
 Progress = Callable[[str], None]
+AMOUNTS = {flag(name).replace("-", "_"): name for name in LARGEST_AMOUNT}  # options by the request's names
 
 
 def _silent(_: str) -> None:
@@ -90,8 +91,10 @@ def _option(key: str, value: Any) -> dict[str, Any]:
         return {"deadline_s": parse_duration_s(value, where="--deadline") if isinstance(value, str) else float(value)}
     if key == "budget":
         return {"budget": _budget(value)}
-    if key == "price":
-        return {"price_usd_per_gpu_hour": float(value)}
+    if key in AMOUNTS:
+        return {AMOUNTS[key]: float(value)}
+    if key == "prices":
+        return {"prices": str(value)}
     if key == "tier":
         return {"tier": Tier(value)}
     if key == "method":
@@ -312,15 +315,21 @@ def _fixed(
         )
     wanted.check(model)
     method = wanted.methods[0] if wanted.methods else Method.FULL
-    machine = machine_for(wanted, wanted.gpu_count, preferred=offer)
-    setting = _setting(model, wanted, machine, wanted.gpu_count, micro_batch)
     family = one_family(facts, replace(_choices(wanted, model), methods=(method,)), model)
     stack = family.at(layers, groups)
-    refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
-    if refusals:
-        raise InputError(f"strategies: {refusals[0]}; choose another")
-    candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
-    return Estimate(request=wanted, candidate=candidate)
+
+    def on(machine: Offer) -> Candidate:
+        setting = _setting(model, wanted, machine, wanted.gpu_count or 0, micro_batch)
+        refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
+        if refusals:
+            raise InputError(f"strategies: {refusals[0]}; choose another")
+        return assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+
+    def broken_then_dollars(c: Candidate) -> tuple[int, float]:
+        return sum(1 for limit in let(c) if not limit.holds), c.cost.usd
+
+    candidates = [on(machine) for machine in machines_for(wanted, wanted.gpu_count, preferred=offer)]
+    return Estimate(request=wanted, candidate=min(candidates, key=broken_then_dollars))
 
 
 def _setting(model: Model, wanted: Request, offer: Offer, gpus: int, micro_batch: int) -> Setting:

@@ -11,6 +11,7 @@ from .plan_options import (
     JOB,
     JSON,
     MACHINES,
+    PRICES,
     STRATEGIES,
     WHAT,
     Sectioned,
@@ -23,7 +24,7 @@ FIXED = ("zero", "micro_batch", "checkpointing", "offload_optimizer", "offload_r
 
 
 @click.command(name="estimate", cls=Sectioned)
-@applied(WHAT, JOB, MACHINES, CONFIGURATION, STRATEGIES, JSON)
+@applied(WHAT, JOB, MACHINES, PRICES, CONFIGURATION, STRATEGIES, JSON)
 def command(*, as_json: bool, **options: Any) -> None:
     """Judge one fixed configuration: how much memory, how long, what it costs, does it fit.
 

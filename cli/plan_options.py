@@ -14,7 +14,7 @@ from .complete import clouds, gpu_names, model_names, strategy_names
 F = TypeVar("F", bound=Callable[..., Any])
 CHEAPEST = "cheapest"
 METHODS = ("full", "lora", "qlora")
-TIERS = ("on-demand", "spot", "reserved")
+TIERS = ("on-demand", "spot", "reserved", "capacity-block", "owned")
 SCALES = {"k": 1e3, "m": 1e6, "b": 1e9}
 BY_HAND = ("params", "layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
 
@@ -72,6 +72,7 @@ _hand = partial(
 )
 _job = partial(click.option, cls=SectionedOption, section="How much")
 _machine = partial(click.option, cls=SectionedOption, section="On what")
+_price = partial(click.option, cls=SectionedOption, section="At which price")
 _choice = partial(click.option, cls=SectionedOption, section="Within which limits")
 _strategy = partial(click.option, cls=SectionedOption, section="With which strategies")
 _fixed = partial(click.option, cls=SectionedOption, section="The configuration")
@@ -107,7 +108,6 @@ MACHINES = (
     _machine("--cloud", shell_complete=clouds, help="Only this cloud."),
     _machine("--region", help="Only this region, as the price list writes it."),
     _machine("--tier", type=click.Choice(TIERS), help="How nodes are paid for.  [default: on-demand]"),
-    _machine("--price", type=float, metavar="USD", help="Your own machines: USD per GPU-hour."),
     _machine(
         "--gpus-per-node",
         type=click.IntRange(1, 1024),
@@ -120,6 +120,19 @@ MACHINES = (
     _machine(
         "--internode-gbps", type=float, metavar="GBIT/S", help="Network of a node, where the catalog does not know it."
     ),
+)
+PRICES = (
+    _price("--prices", metavar="FILE", help="Your own price list (TOML, CSV), in place of the built-in offers."),
+    _price("--price", type=float, metavar="USD", help="Your own machines: USD per GPU-hour."),
+    _price("--capital", type=float, metavar="USD", help="Or what they cost: USD per node; the next five too."),
+    _price("--years", type=float, metavar="N", help="Years a node is used."),
+    _price("--power-kw", type=float, metavar="KW", help="Power of a node while it trains."),
+    _price("--usd-per-kwh", type=float, metavar="USD", help="Price of a kWh."),
+    _price("--pue", type=float, metavar="X", help="Power of the building over that of its machines."),
+    _price("--utilization", type=float, metavar="SHARE", help="Share of its years in which a node is used."),
+    _price("--hosting-usd", type=float, metavar="USD", help="Space, staff, network: USD per node and year."),
+    _price("--storage-gib", type=float, metavar="GIB", help="Kept while it runs; billed where the price is known."),
+    _price("--egress-gib", type=float, metavar="GIB", help="Moved out of the cloud; billed where the price is known."),
 )
 FLEET = (
     _machine("--max-gpus", type=int, metavar="N", help="GPUs at most.  [default: 1024]"),
@@ -207,7 +220,7 @@ def applied(*groups: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
     return decorate
 
 
-plan_options = applied(WHAT, JOB, MACHINES, FLEET, CHOICE, STRATEGIES, OUT, JSON)
+plan_options = applied(WHAT, JOB, MACHINES, FLEET, PRICES, CHOICE, STRATEGIES, OUT, JSON)
 
 
 def model_from(options: dict[str, Any]) -> Any:

@@ -71,10 +71,12 @@ class Terms:
         >>> Terms().text()
         'whole nodes, pro rata'
         """
-        return "; ".join(filter(None, (f"whole nodes, {self._granularity()}", *self._limits())))
+        return "; ".join(filter(None, (f"whole nodes, {self.granularity()}", *self._limits())))
 
-    def _granularity(self) -> str:
-        parts = ["pro rata"] if self.billing_step_hours is None and self.commitment_hours is None else []
+    def granularity(self) -> str:
+        """How hours become billed hours: "in steps of 24 h"."""
+        parts = [f"at least {self.minimum_hours:g} h"] if self.minimum_hours else []
+        parts += ["pro rata"] if self.billing_step_hours is None and self.commitment_hours is None else []
         if self.billing_step_hours is not None:
             parts.append(f"in steps of {self.billing_step_hours:g} h")
         if self.long_step_hours is not None and self.long_after_hours is not None:
@@ -85,7 +87,6 @@ class Terms:
 
     def _limits(self) -> tuple[str, ...]:
         return (
-            f"at least {self.minimum_hours:g} h" if self.minimum_hours else "",
             f"at most {self.maximum_hours:g} h" if self.maximum_hours is not None else "",
             f"at least {self.minimum_nodes} nodes" if self.minimum_nodes > 1 else "",
             f"at most {self.maximum_nodes} nodes" if self.maximum_nodes is not None else "",
@@ -142,7 +143,7 @@ def bill(offer: Offer, nodes: int, hours: float) -> Bill:
     >>> days = replace(node, terms=Terms(billing_step_hours=24, upfront=True))
     >>> for line in bill(days, 2, 30).lines: print(f"{line.label}: {line.usd:,.0f}")
     30.0 h x 2 nodes x $40.00 per node-hour: 2,400
-    18.0 h more, paid and not used (whole nodes, in steps of 24 h; paid upfront): 1,440
+    18.0 h more, paid and not used: in steps of 24 h: 1,440
     """
     terms = offer.terms
     rented, billed = max(nodes, terms.minimum_nodes), terms.billed_hours(hours)
@@ -169,7 +170,7 @@ def _node_lines(offer: Offer, nodes: int, rented: int, hours: float, billed: flo
     rate, plural = offer.usd_per_hour, "" if nodes == 1 else "s"
     lines = [Item(label=f"{hours:,.1f} h x {nodes} node{plural} x {usd(rate)} per node-hour", usd=rate * nodes * hours)]
     if billed > hours:
-        label = f"{billed - hours:,.1f} h more, paid and not used ({offer.terms.text()})"
+        label = f"{billed - hours:,.1f} h more, paid and not used: {offer.terms.granularity()}"
         lines.append(Item(label=label, usd=rate * nodes * (billed - hours)))
     if rented > nodes:
         label = f"{rented - nodes} more of at least {rented} nodes, paid and not used"

@@ -205,11 +205,11 @@ def constraints(candidate: Candidate, *, budget_usd: float, deadline_s: float, m
             unit="USD",
             holds=candidate.cost.usd <= budget_usd,
         ),
-        *_sold(candidate),
+        *let(candidate),
     )
 
 
-def _sold(candidate: Candidate) -> tuple[Constraint, ...]:
+def let(candidate: Candidate) -> tuple[Constraint, ...]:
     """What the offer is let for at most and at least, where its terms say."""
     terms, nodes, hours = candidate.offer.terms, candidate.setting.nodes, candidate.cost.hours
     found = []

@@ -13,11 +13,12 @@ from .emit.deepspeed import ds_config
 from .evaluate import evaluate
 from .ledger import Device, Entry, Ledger
 from .memory import GpuMemory, StoreMemory
+from .price_rows import bill_document, price_assumptions, price_facts, price_warnings
 from .program import Certificate
 from .request import Request
 from .time import StepTime
 from .transform import Stack
-from .units import GIB, usd
+from .units import GIB
 from .workload import Method
 
 SCHEMA_VERSION = 1
@@ -181,11 +182,7 @@ def decision(c: Candidate) -> dict[str, Any]:
         "hours": c.cost.hours,
         "cost_usd": c.cost.usd,
         "gpus_per_node": c.setting.ranks_per_node,
-        "usd_per_node_hour": c.offer.usd_per_hour,
-        "tier": c.offer.tier.value,
-        "region": c.offer.region,
-        "price_date": c.offer.date,
-        "price_source": c.offer.source,
+        **price_facts(c.offer),
     }
 
 
@@ -204,6 +201,9 @@ def summary(c: Candidate) -> dict[str, Any]:
         "checkpointed_layers",
         "hours",
         "cost_usd",
+        "tier",
+        "price_date",
+        "price_flag",
     )
     row = decision(c)
     return {key: row[key] for key in keys} | {"upper_bound_bytes": c.gpu.upper_bound_bytes}
@@ -343,9 +343,8 @@ def cost_document(c: Candidate) -> dict[str, Any]:
         "gpu_hours": c.cost.gpu_hours,
         "node_hours": c.cost.node_hours,
         "usd_per_million_tokens": c.cost.usd_per_million_tokens,
-        "usd_per_node_hour": c.offer.usd_per_hour,
-        "price_date": c.offer.date,
-        "price_source": c.offer.source,
+        **price_facts(c.offer),
+        **bill_document(c.offer, c.setting.nodes, c.cost.hours),
     }
 
 
@@ -379,13 +378,8 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
     node = c.offer.node
     ram = "unknown" if node.host_memory_bytes is None else f"{node.host_memory_bytes / GIB:,.0f} GiB"
     net = "unknown" if node.internode_bytes_per_s is None else f"{node.internode_bytes_per_s * 8 / 1e9:,.0f} Gbit/s"
-    offer = c.offer
     price_rows = [
-        (
-            "price",
-            f"{usd(offer.usd_per_hour)} per node-hour, {offer.tier.value}, {offer.region or 'no region'}, {offer.date}",
-            "catalog",
-        ),
+        *price_assumptions(request, c.offer),
         ("machine", f"{node.gpus} x {node.gpu.full_name}, host RAM {ram}, network between nodes {net}", "catalog"),
         ("attention", computation.attention.value, "strategy"),
         (
@@ -406,7 +400,7 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
 
 def warnings_for(c: Candidate) -> tuple[str, ...]:
     """What a reviewer must know before trusting the plan."""
-    found = []
+    found = price_warnings(c.offer)
     if c.host.capacity_bytes is None:
         found.append(
             f"host RAM of {c.offer.name} is unknown; "

@@ -25,7 +25,8 @@
 A row may be a relaxation: a memory row is never above the exact ledger; where layers differ, seconds are a line
 between k = 1 and k = L. The solver proposes, the ledger disposes: refuted points are cut off and the program is solved
 again, so that the answer is optimal for the exact ledger. A bill in steps (whole days, a commitment) never falls with
-hours, so a column costs least at its quickest point that is not cut off; least_usd is the bill of that point. Bytes are scaled to GiB before the solver sees them.
+hours, so a column costs least at its quickest point that is not cut off: least_usd is the bill of that point. Bytes
+are scaled to GiB before the solver sees them.
 """
 
 from __future__ import annotations

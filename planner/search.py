@@ -93,8 +93,8 @@ def explore(
     """Every column that batch, fabric and strategy admit and that could still be the best of its method.
 
     On given nodes of a given offer, hours are proportional to the step's seconds and dollars never fall with them, so
-    under any budget or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its method has no
-    more GPUs and is at least as cheap and as quick as the column's lower bounds.
+    under any budget or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its
+    method has no more GPUs and is at least as cheap and as quick as the column's lower bounds.
     """
     space = Space()
     by_method = {method: [f for f in families if f.method is method] for method in methods_in(families)}

@@ -118,7 +118,7 @@ def test_the_plan_is_brute_force_under_exact_bills(terms: str, name: str) -> Non
 
 def test_the_terms_bind() -> None:
     """Between them the terms change hours billed, nodes and the choice itself: the test above tests something."""
-    chosen = set()
+    chosen: set[object] = set()
     for terms in BILLED:
         for name in ("roomy", "checkpoint"):
             space = explore(WORKLOAD, market(terms, name), all_families((Method.FULL,)), Demand(max_gpus=MAX_GPUS))
