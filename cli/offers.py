@@ -162,7 +162,7 @@ def import_() -> None:
     """Read the price catalogs that other programs keep on this disk; write a list for --prices."""
 
 
-_out = click.option("--out", metavar="FILE", help="Where to write; never over a file that is there.")
+_out = click.option("--out", metavar="FILE", help="Where to write: TOML, or CSV (.csv). Never over another file.")
 _force = click.option("--force", is_flag=True, help="Write over a file that is there.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 
@@ -200,14 +200,21 @@ def _import(found: Imported, out: str, force: bool, as_json: bool) -> None:
     import json
     from pathlib import Path
 
+    from ..planner.catalog import find_gpu
+    from ..planner.catalog_files import read_offers
     from ..planner.emit.files import write_new
     from ..planner.errors import InputError
     from ..planner.importers import price_list
+    from ..planner.price_csv import write_csv
+    from ..planner.prices import LARGEST_PRICES_BYTES
     from ..planner.report.import_text import import_document, import_text
 
     document = import_document(found, out)
     if not found.priced:
         why = "; ".join(f"{r['count']:,} x {r['text']}" for r in document["left_out"][:5])
         raise InputError(f"offers import: no price is left of {found.rows:,} rows ({why or 'no rows'}); see --from")
-    write_new(Path(out), price_list(found), force=force)
+    text = price_list(found)
+    if out.lower().endswith(".csv"):
+        text = write_csv(read_offers(text, where=out, find=find_gpu, most_bytes=LARGEST_PRICES_BYTES)[0])
+    write_new(Path(out), text, force=force)
     click.echo(json.dumps(document, indent=2) if as_json else import_text(document))

@@ -55,7 +55,7 @@ class Terms:
         >>> [days.billed_hours(h) / 24 for h in (1, 24, 25, 14 * 24, 14 * 24 + 1)]
         [1.0, 1.0, 2.0, 14.0, 21.0]
         >>> Terms(commitment_hours=720).billed_hours(1)
-        720.0
+        720
         """
         billed = max(hours, self.minimum_hours)
         step = self.billing_step_hours

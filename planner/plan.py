@@ -13,7 +13,7 @@ from .emit.deepspeed import ds_config
 from .evaluate import evaluate
 from .ledger import Device, Entry, Ledger
 from .memory import GpuMemory, StoreMemory
-from .price_rows import bill_document, price_assumptions, price_facts, price_warnings
+from .price_rows import bill_document, origin, price_assumptions, price_facts, price_warnings
 from .program import Certificate
 from .request import Request
 from .time import StepTime
@@ -380,7 +380,11 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
     net = "unknown" if node.internode_bytes_per_s is None else f"{node.internode_bytes_per_s * 8 / 1e9:,.0f} Gbit/s"
     price_rows = [
         *price_assumptions(request, c.offer),
-        ("machine", f"{node.gpus} x {node.gpu.full_name}, host RAM {ram}, network between nodes {net}", "catalog"),
+        (
+            "machine",
+            f"{node.gpus} x {node.gpu.full_name}, host RAM {ram}, network between nodes {net}",
+            origin(request),
+        ),
         ("attention", computation.attention.value, "strategy"),
         (
             "loss",
@@ -395,7 +399,7 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
         named = "no-zero-init" in c.stack.names
         value = "in partitions (zero.Init)" if c.ledger.zero_init else built
         price_rows.append(("model built", value, "you" if named else "default"))
-    return rows + [{"name": name, "value": value, "from": origin} for name, value, origin in price_rows]
+    return rows + [{"name": name, "value": value, "from": who} for name, value, who in price_rows]
 
 
 def warnings_for(c: Candidate) -> tuple[str, ...]:

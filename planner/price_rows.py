@@ -13,18 +13,23 @@ from .units import usd
 EXTRAS = ("storage_usd_per_gib_month", "egress_usd_per_gib")
 
 
+def origin(request: Request) -> str:
+    """Who stated the machine and its price."""
+    return "you" if request.owns or request.prices is not None else "catalog"
+
+
 def price_assumptions(request: Request, offer: Offer) -> list[tuple[str, str, str]]:
     """(name, value, who said so) of the price, its terms, and what it leaves out."""
-    origin = "you" if request.owns or request.prices is not None else "catalog"
+    who = origin(request)
     rate = f"{usd(offer.usd_per_hour)} ({offer.currency}) per node-hour"
-    rows = [("price", f"{rate}, {offer.tier.value}, {offer.region or 'no region'}, {offer.date}", origin)]
+    rows = [("price", f"{rate}, {offer.tier.value}, {offer.region or 'no region'}, {offer.date}", who)]
     if request.prices is not None:
         rows.append(("price list", f"{request.prices}, in place of the built-in offers", "you"))
     if request.ownership is not None:
         rows.append(("owned", offer.source, "you"))
     if not request.owns:
-        rows.append(("billing", _terms(offer), origin))
-        rows += [("left out of the price", text, origin) for text in [_left_out(offer)] if text]
+        rows.append(("billing", _terms(offer), who))
+        rows += [("left out of the price", text, who) for text in [_left_out(offer)] if text]
     return rows
 
 

@@ -36,7 +36,7 @@ def read_prices(path: str) -> tuple[Offer, ...]:
 @lru_cache(maxsize=4)
 def _read(path: str, _changed_ns: int, _size: int) -> tuple[Offer, ...]:
     """One reading for each state of a file: a plan asks several times."""
-    where, text = str(path)[:200], _text(path)
+    where, text = _named(path), _text(path)
     if path.lower().endswith(".csv"):
         found = read_csv(text, where=where, find=find_gpu)
     else:
@@ -49,16 +49,21 @@ def _read(path: str, _changed_ns: int, _size: int) -> tuple[Offer, ...]:
 def _text(path: str) -> str:
     try:
         if not Path(path).is_file():
-            raise InputError(f"{path[:200]}: not a file; a price list in TOML or CSV is needed; {WRITE}")
+            raise InputError(f"{_named(path)}: not a file; a price list in TOML or CSV is needed; {WRITE}")
         with open(path, "rb") as file:
             data = file.read(LARGEST_PRICES_BYTES + 1)
         if len(data) > LARGEST_PRICES_BYTES:
-            raise InputError(f"{path[:200]}: larger than {LARGEST_PRICES_BYTES:,} bytes; keep the clouds you use")
+            raise InputError(f"{_named(path)}: larger than {LARGEST_PRICES_BYTES:,} bytes; keep the clouds you use")
         return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
 
 
+def _named(path: str) -> str:
+    """The file as messages name it."""
+    return "".join(c if c.isprintable() else "?" for c in path[:200])
+
+
 def _unreadable(path: str, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or ("not UTF-8" if isinstance(error, UnicodeError) else str(error))
-    return InputError(f"{path[:200]}: cannot be read, {reason}; a price list in TOML or CSV is needed; {WRITE}")
+    return InputError(f"{_named(path)}: cannot be read, {reason}; a price list in TOML or CSV is needed; {WRITE}")

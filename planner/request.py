@@ -157,6 +157,10 @@ class Request:
                     f"--{flag(name)}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}; "
                     f"change it"
                 )
+        if self.prices is not None and not (self.prices.strip() and self.prices.isprintable()):
+            found.append(
+                f"--prices: not a file's name, got {_shown(self.prices)}; a TOML or CSV file is needed; give it"
+            )
         if self.pue is not None and self.pue < 1:
             found.append(f"--pue: below 1, got {self.pue:g}; a building draws no less than its machines; write 1.3")
         if isinstance(self.budget, int | float) and not 0 < self.budget <= 1e12:
@@ -304,6 +308,8 @@ def _check_types(request: Request) -> None:
         value = getattr(request, name)
         if not ((value is None and name != "nvme_path") or isinstance(value, str)):
             raise ValueError(f"{name} is {_shown(value)}, not a text")
+    if request.prices is not None and not request.prices.isprintable():
+        raise ValueError(f"prices is {_shown(request.prices)}, not a file's name")
     if not (request.budget in (None, CHEAPEST) or _is_amount(request.budget)):
         raise ValueError(f"budget is {_shown(request.budget)}, not an amount")
 

@@ -7,7 +7,7 @@ table are wrong for several cards: memory is what configs/gpus.toml says of the 
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from ..catalog import find_gpu
@@ -19,13 +19,14 @@ from .listed import Reason, facts
 TPU = re.compile(r"tpu", re.IGNORECASE)
 
 
+@lru_cache(maxsize=65536)  # a machine stands in the file once for each zone
 def named_gpu(cloud: str, accelerator: str, instance: str) -> Gpu | Reason:
     """The accelerator, or why it is unknown.
 
     >>> named_gpu("azure", "H100", "Standard_NC40ads_H100_v5").name, named_gpu("vast", "H100", "1x-H100_NVL-32").name
     ('h100-nvl', 'h100-nvl')
-    >>> named_gpu("shadeform", "H100", "paperspace/H100")
-    <Reason.AMBIGUOUS_GPU: 'the name stands for several cards, and the machine's does not tell which'>
+    >>> named_gpu("shadeform", "H100", "paperspace/H100").name
+    'AMBIGUOUS_GPU'
     """
     for rule in facts()["names"]:
         if _matches(rule, cloud, accelerator, instance):

@@ -310,6 +310,16 @@ def test_import_writes_once_and_says_what_it_left_out(
     assert sorted(os.listdir(tmp_path)) == ["catalogs", "skypilot-prices.toml"]
 
 
+def test_import_as_csv_is_the_same_list(sky: Path, tmp_path: Path) -> None:
+    """A name that ends in .csv."""
+    for name in ("a.toml", "a.csv"):
+        run("import", "skypilot", "--from", str(sky), "--out", str(tmp_path / name))
+    one, other = (read_prices(str(tmp_path / name)) for name in ("a.toml", "a.csv"))
+    assert [(o.name, o.tier, o.usd_per_hour, o.region) for o in one] == [
+        (o.name, o.tier, o.usd_per_hour, o.region) for o in other
+    ]
+
+
 def test_nothing_left_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A catalog of which every row is refused."""
     write(tmp_path, f"{HEADER}\nm5.large,,,2,8,,0.1,0.03,us-east-1,use1-az1\n".encode())
