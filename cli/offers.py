@@ -65,7 +65,7 @@ def list_(
     found = _selected(gpu_names or ("any",), cloud, region, tier, prices)
     if not found:
         raise InputError(
-            "offers list: nothing matches all of these options; leave one out, or see trainplan offers list"
+            "offers list: nothing matches all of these options; leave one out, or bring your own with --prices FILE"
         )
     if as_csv:
         from ..planner.price_csv import write_csv

@@ -10,7 +10,7 @@ Units are in the names. What a source does not state is None and is never taken 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .units import usd
@@ -44,9 +44,20 @@ class Terms:
 
     @property
     def is_plain(self) -> bool:
-        """Whether dollars are proportional to hours: no step, minimum, commitment or fixed charge."""
-        plain_hours = not self.minimum_hours and self.billing_step_hours is None and self.commitment_hours is None
-        return plain_hours and self.storage_gib is None and self.egress_gib is None
+        """Whether dollars are proportional to hours: no step, minimum, commitment or fixed charge.
+
+        >>> Terms(egress_gib=5).is_plain, Terms(egress_gib=5, egress_usd_per_gib=0.09).is_plain
+        (True, False)
+        """
+        pro_rata = not self.minimum_hours and self.billing_step_hours is None and self.commitment_hours is None
+        stored = self.storage_gib is not None and self.storage_usd_per_gib_month is not None
+        moved = self.egress_gib is not None and self.egress_usd_per_gib is not None
+        return pro_rata and not stored and not moved
+
+    @property
+    def states_nothing(self) -> bool:
+        """Whether the source says nothing of how hours are billed."""
+        return replace(self, storage_gib=None, egress_gib=None) == Terms()
 
     def billed_hours(self, hours: float) -> float:
         """Hours that are paid for; never fewer than those used, and never fewer for a longer run.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from . import catalog
-from .billing import PLAIN
 from .errors import InputError
 from .hardware import Node, Offer, Tier
 from .prices import read_prices
@@ -141,5 +140,5 @@ def machines_for(request: Request, gpus: int, preferred: str = "") -> tuple[Offe
     if kept := next((offer for offer in fitting if offer.name == preferred), None):
         return (kept,)
     by_rate = sorted(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))
-    plain = [offer for offer in by_rate if offer.terms == PLAIN]
-    return (*plain[:1], *(offer for offer in by_rate if offer.terms != PLAIN))
+    plain = [offer for offer in by_rate if offer.terms.states_nothing]
+    return (*plain[:1], *(offer for offer in by_rate if not offer.terms.states_nothing))

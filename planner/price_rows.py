@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .billing import PLAIN, bill, unpriced
+from .billing import bill, unpriced
 from .hardware import Offer
 from .request import Request
 from .staleness import age_days, flag, remark
@@ -37,7 +37,7 @@ def _terms(offer: Offer) -> str:
     terms = offer.terms
     if terms.source:
         return f"{terms.text()}; {terms.source}"
-    return f"{terms.text()}" + ("; the source states no step and no minimum" if terms == PLAIN else "")
+    return terms.text() + ("; the source states no step and no minimum" if terms.states_nothing else "")
 
 
 def _left_out(offer: Offer) -> str:
