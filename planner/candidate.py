@@ -137,6 +137,9 @@ LABELS = {
     "max_gpus": "number of GPUs",
     "deadline": "deadline",
     "budget": "budget",
+    "maximum_hours": "longest stay",
+    "minimum_nodes": "fewest nodes let",
+    "maximum_nodes": "most nodes let",
 }
 
 
@@ -214,4 +217,18 @@ def constraints(candidate: Candidate, *, budget_usd: float, deadline_s: float, m
             unit="USD",
             holds=candidate.cost.usd <= budget_usd,
         ),
+        *let(candidate),
     )
+
+
+def let(candidate: Candidate) -> tuple[Constraint, ...]:
+    """What the offer is let for at most and at least, where its terms say."""
+    terms, nodes, hours = candidate.offer.terms, candidate.setting.nodes, candidate.cost.hours
+    found = []
+    if (most_h := terms.maximum_hours) is not None:
+        found.append(Constraint(name="maximum_hours", needs=hours, limit=most_h, unit="h", holds=hours <= most_h))
+    if (most := terms.maximum_nodes) is not None:
+        found.append(Constraint(name="maximum_nodes", needs=nodes, limit=most, unit="nodes", holds=nodes <= most))
+    if (least := terms.minimum_nodes) > 1:
+        found.append(Constraint(name="minimum_nodes", needs=least, limit=nodes, unit="nodes", holds=nodes >= least))
+    return tuple(found)
