@@ -175,7 +175,7 @@ RUN = (
         "--pue",
         type=float,
         metavar="X",
-        help="Power of the building over that of its machines.  [default: 1.2; none for your own]",
+        help="Power of the building over its machines'.  [default: 1.2; none for your own]",
     ),
     _run("--grid-kgco2-per-kwh", type=float, metavar="KG", help="Of your grid; without it no emissions are computed."),
 )

@@ -224,12 +224,11 @@ def read_offers(
     )
     refuse(where, problems)
     cloud, nodes = str(table.get("cloud", "")), dict[tuple[object, ...], Node]()
+    sellers = [(row.get("cloud", cloud), row) for _, row in rows]
     priced = tuple(
         o
-        for _, row in rows
-        for o in _offers(
-            row, row.get("cloud", cloud), node_of(row, row.get("cloud", cloud), find(row["gpu"]), nodes), sources, terms
-        )
+        for seller, row in sellers
+        for o in _offers(row, seller, node_of(row, seller, find(row["gpu"]), nodes), sources, terms)
     )
     return priced, tuple(_rejected(row, cloud, sources) for _, row in refused)
 

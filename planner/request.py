@@ -184,8 +184,9 @@ class Request:
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                flag = name.replace("_", "-")
-                found.append(f"--{flag}: out of range, got {value:g}; allowed is {least:g} to {most:g}; change it")
+                found.append(
+                    f"--{flag(name)}: out of range, got {value:g}; allowed is {least:g} to {most:g}; change it"
+                )
         every = self.checkpoint_every_s
         if every is not None and not 1 <= every <= LONGEST_S:
             found.append(f"--checkpoint-every: out of range, got {every:g} s; allowed are 1 s to 3650d; change it")

@@ -24,6 +24,7 @@ from .program import TIE, Box, Column, Part, Row
 from .run import LEAST_PROGRESS
 from .time import refusal
 from .transform import Setting
+from .units import HOUR_S
 from .workload import Method, Precision, Workload
 
 LARGEST_MICRO_BATCH = 64  # sequences; beyond, matmuls gain nothing and memory always binds
