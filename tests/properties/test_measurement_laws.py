@@ -118,6 +118,8 @@ def test_any_cell_gives_rows_or_problems(data: st.DataObject) -> None:
     if isinstance(table, str):
         assert table.startswith("t.csv")
         return
+    if text.startswith("#") and column == next(iter(GOOD)):
+        return  # a line that begins so is a comment
     assert table.rows[0].identity == GOOD["id"]
     assert len(table.rows) == 2 or table.problems
     assert all(problem.startswith("t.csv:") for problem in table.problems)

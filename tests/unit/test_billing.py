@@ -121,7 +121,7 @@ def test_owned_machines() -> None:
         ({"price": 2.0, "prices": "x.toml"}, "your own machines have no cloud, region, tier or price list"),
         ({"tier": "reserved"}, "none for h200 reserved, whose sources state no reserved price; .* --prices FILE"),
         ({"tier": "capacity-block"}, "no capacity-block price; see trainplan offers list; state your own with --price"),
-        ({"pue": 0.5}, "--pue: below 1"),
+        ({"pue": 0.5}, "--pue: out of range"),
         ({"utilization": 1.5}, "--utilization: out of range, got 1.5; allowed is above 0 up to 1"),
     ],
 )
