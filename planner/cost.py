@@ -23,7 +23,9 @@ class Cost:
     usd_per_million_tokens: float
 
 
-def goodput(gpus: int, tier: Tier = Tier.ON_DEMAND) -> float:
+def goodput(
+    gpus: int, tier: Tier = Tier.ON_DEMAND, *, failures: float = 1.0, interruption_h: float | None = None
+) -> float:
     """Share of the billed time that trains.
 
     Formula: (1 - overhead) / (1 + G lost / MTBF + spot), with G GPUs, a mean time between failures in GPU-hours, the
@@ -33,6 +35,8 @@ def goodput(gpus: int, tier: Tier = Tier.ON_DEMAND) -> float:
     Args:
         gpus: G, in the whole cluster.
         tier: spot machines are interrupted.
+        failures: how often machines fail and are taken away, as a multiple of what is assumed.
+        interruption_h: hours between interruptions of a spot cluster; None: as assumed.
 
     Source:
         configs/efficiency.toml, [goodput] and [spot].
@@ -42,11 +46,14 @@ def goodput(gpus: int, tier: Tier = Tier.ON_DEMAND) -> float:
     """
     lost = gpus * value("goodput", "hours_lost_per_failure") / value("goodput", "gpu_hours_between_failures")
     if tier is Tier.SPOT:
-        lost += value("spot", "hours_lost_per_interruption") / value("spot", "hours_between_interruptions")
-    return (1.0 - value("goodput", "overhead")) / (1.0 + lost)
+        between_h = value("spot", "hours_between_interruptions") if interruption_h is None else interruption_h
+        lost += value("spot", "hours_lost_per_interruption") / between_h
+    return (1.0 - value("goodput", "overhead")) / (1.0 + failures * lost)
 
 
-def run_hours(workload: Workload, step_s: float, *, gpus: int, tier: Tier = Tier.ON_DEMAND) -> float:
+def run_hours(
+    workload: Workload, step_s: float, *, gpus: int, tier: Tier = Tier.ON_DEMAND, failures: float = 1.0
+) -> float:
     """Hours from start to end: steps * step_s / goodput.
 
     Args:
@@ -54,8 +61,9 @@ def run_hours(workload: Workload, step_s: float, *, gpus: int, tier: Tier = Tier
         step_s: seconds of one optimizer step.
         gpus: in the whole cluster, for failures.
         tier: for interruptions.
+        failures: how often, as a multiple of what is assumed.
     """
-    return workload.steps * step_s / HOUR_S / goodput(gpus, tier)
+    return workload.steps * step_s / HOUR_S / goodput(gpus, tier, failures=failures)
 
 
 def run_cost_usd(offer: Offer, nodes: int, hours: float) -> float:
@@ -73,7 +81,7 @@ def run_cost(workload: Workload, offer: Offer, nodes: int, step_s: float) -> Cos
         step_s: seconds of one optimizer step.
     """
     gpus = nodes * offer.node.gpus
-    hours = run_hours(workload, step_s, gpus=gpus, tier=offer.tier)
+    hours = run_hours(workload, step_s, gpus=gpus, tier=offer.tier, failures=offer.failures)
     usd = run_cost_usd(offer, nodes, hours)
     return Cost(
         hours=hours,

@@ -68,3 +68,4 @@ class Offer:
     date: str  # of the price, as its source states it
     source: str
     notes: str = ""
+    failures: float = 1.0  # and interruptions per hour: a multiple of what configs/efficiency.toml says

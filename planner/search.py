@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from .bounds import compute_only_s, folded, traffic_bound_s
 from .candidate import Candidate, assess
 from .columns import admitted_groups, box_of, corners_of, gpu_rows, parts_of, store_rows
-from .cost import run_cost
+from .cost import Cost, run_cost
 from .family import Family
 from .hardware import Node, Offer
 from .memory import gpu_fits, host_memory, nvme_memory
@@ -38,6 +38,8 @@ class Demand:
     gpus: int | None = None  # exactly so many
     nodes: int | None = None  # exactly so many
     nvme_path: str = "/local_nvme"
+    most_usd: float = math.inf  # machines that must cost more are not looked at
+    most_hours: float = math.inf  # likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,11 @@ class Point:
     offer: Offer
     family: Family
     setting: Setting
+
+    @property
+    def per_step_s(self) -> Cost:
+        """The bill for a step of one second: dollars and hours are proportional to the step's seconds."""
+        return run_cost(self.setting.workload, self.offer, self.setting.nodes, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +110,10 @@ def explore(
         for machines in by_machine.values()
         for members in by_method.values()
     ]
-    for done, group in enumerate(sorted(groups, key=lambda g: g.least_usd)):
+    hopeful = [g for g in groups if g.least_usd <= demand.most_usd and g.least_hours <= demand.most_hours]
+    for done, group in enumerate(sorted(hopeful, key=lambda g: g.least_usd)):
         node = group.offers[0].node
-        progress(f"{group.nodes * node.gpus} x {node.gpu.name}: {done + 1} of {len(groups)} groups of machines")
+        progress(f"{group.nodes * node.gpus} x {node.gpu.name}: {done + 1} of {len(hopeful)} groups of machines")
         _explore_group(space, group)
     return space
 
@@ -131,7 +139,8 @@ class Group:
     nodes: int
     offers: Sequence[Offer]
     trials: Sequence[Trial]  # the most promising first
-    least_usd: float
+    least_usd: float  # lower bounds of the whole run, from compute alone
+    least_hours: float
 
 
 def _group(
@@ -149,8 +158,15 @@ def _group(
         trials += [Trial(least_s=compute_only_s(f, setting, node), family=f, setting=setting) for f in families]
     trials.sort(key=lambda t: (t.least_s, t.family.simplicity, t.setting.micro_batch))
     least_s = trials[0].least_s if trials else math.inf
-    dollars = min(run_cost(workload, offer, nodes, 1.0).usd for offer in offers)
-    return Group(method=families[0].method, nodes=nodes, offers=offers, trials=trials, least_usd=dollars * least_s)
+    bills = [run_cost(workload, offer, nodes, 1.0) for offer in offers]
+    return Group(
+        method=families[0].method,
+        nodes=nodes,
+        offers=offers,
+        trials=trials,
+        least_usd=min(bill.usd for bill in bills) * least_s,
+        least_hours=min(bill.hours for bill in bills) * least_s,
+    )
 
 
 def _shapes(workload: Workload, offers: Sequence[Offer], demand: Demand, space: Space) -> Shapes:
@@ -290,9 +306,7 @@ def _add_column(
 ) -> None:
     """Keep a column unless a confirmed one of the same method on the same nodes beats its bound."""
     setting = point.setting
-    per_step_s = run_cost(
-        setting.workload, point.offer, setting.nodes, 1.0
-    )  # dollars and hours are proportional to the step's seconds
+    per_step_s = point.per_step_s
     column = Column(
         key=len(space.points),
         gpus=setting.world_size,

@@ -16,7 +16,17 @@ from trainplan.cli.main import COMMANDS, SUMMARIES
 from trainplan.cli.page import commands, page
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPORTS = ["__version__", "estimate", "load_model", "plan", "trace", "validate"]
+EXPORTS = [
+    "__version__",
+    "afford",
+    "breakeven",
+    "estimate",
+    "load_model",
+    "plan",
+    "sensitivity",
+    "trace",
+    "validate",
+]
 PLAN = [
     "--model",
     "--params",
@@ -49,6 +59,16 @@ PLAN = [
     "--nvme-path",
     "--out",
     "--json",
+]
+ASKED = [option for option in PLAN if option != "--out"]
+QUOTES = [
+    "--spot-usd-per-gpu-hour",
+    "--reserved-usd-per-gpu-hour",
+    "--term",
+    "--capital-per-node",
+    "--years",
+    "--node-kw",
+    "--usd-per-kwh",
 ]
 OPTIONS = {
     "trainplan": [*PLAN, "--version"],
@@ -99,6 +119,9 @@ OPTIONS = {
         "--checkpointing",
         "--json",
     ],
+    "trainplan sensitivity": ASKED,
+    "trainplan breakeven": [*ASKED[:-1], *QUOTES, "--json"],
+    "trainplan afford": ASKED,
     "trainplan trace": [
         "--model",
         "--params",
@@ -237,6 +260,9 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
     for arguments in (
         ["explain", "plan"],
         ["why-not", "plan", "--zero", "3"],
+        ["sensitivity", *ONE_GPU],
+        ["breakeven", *ONE_GPU],
+        ["afford", *ONE_GPU, "--budget", "5", "--method", "full"],
         ["models", "show", "8b"],
         ["offers", "list"],
     ):
@@ -332,6 +358,26 @@ def test_json_without_a_plan(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert json.loads(done.stdout)["status"] == "no_plan"
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "names"),
+    [
+        ("sensitivity", "scenarios", {"name", "holds", "changed", "stops", "decision", "kept", "regret_usd", "mfu"}),
+        ("breakeven", "breakeven", {"name", "value", "never", "unit", "pays", "needs", "figures", "plan"}),
+        ("afford", "answers", {"question", "method", "plan", "next", "stops"}),
+    ],
+)
+def test_json_of_an_answer(command: str, key: str, names: set[str], tmp_path: Path) -> None:
+    """Each question about a request has its document: the request, and one row an answer."""
+    more = ["--budget", "5", "--method", "full"] if command == "afford" else []
+    done = run(command, *ONE_GPU, *more, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["status"] == "answered"
+    assert document["request"]["tokens"] == 10_000_000
+    assert document[key]
+    assert all(names <= set(row) for row in document[key])
 
 
 def test_json_of_a_model(tmp_path: Path) -> None:

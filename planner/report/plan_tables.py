@@ -49,9 +49,19 @@ def frontier_text(plan: Document) -> str:
         (*_plan_cells(row)[:3], more, _plan_cells(row)[3], brief(row)) for row, more in zip(rows, dearer, strict=True)
     ]
     header = (*HEADER[:3], "a day sooner", *HEADER[3:])
-    return f"{title}\n  the deadline is {duration(deadline)}{origin}\n" + table(
-        cells, header=header, align="lrrrll", indent="  "
-    )
+    shown = table(cells, header=header, align="lrrrll", indent="  ")
+    return f"{title}\n  the deadline is {duration(deadline)}{origin}\n{shown}{_sooner(plan.get('day_sooner'))}"
+
+
+def _sooner(row: Document | None) -> str:
+    """What the plan costs more where it must end a day earlier, or why it cannot."""
+    if row is None:
+        return ""
+    if "gpus" not in row:
+        return f"\n  this plan a day sooner: not possible, {row['note']}"
+    note = f"; {row['note']}" if row["note"] else ""
+    machines, time, cost = _plan_cells(row)[:3]
+    return f"\n  this plan a day sooner: +{usd(row['extra_usd'])} ({machines}, {time}, {cost}{note})"
 
 
 def _day_sooner(before: Document, row: Document) -> str:
