@@ -21,7 +21,7 @@ from .model import Model
 from .plan import summary
 from .rebill import rebilled
 from .request import LARGEST, Request
-from .sizes import between, last, sequences, sizes
+from .sizes import batches, between, last, sizes
 from .units import HOUR_S, count
 from .workload import Method
 
@@ -229,17 +229,15 @@ def longest_context(model: Model, wanted: Request, method: Method, searcher: Sea
     batch = wanted.sequences * wanted.seq_len
     longest = min(model.max_positions or batch, batch, LARGEST["seq_len"])
 
-    def asked(seq_len: int) -> Request:
-        return replace(wanted, methods=(method,), seq_len=seq_len, global_batch=sequences(batch, seq_len))
+    def asked(seq_len: int) -> list[Request]:
+        same = replace(wanted, methods=(method,), seq_len=seq_len)
+        return [replace(same, global_batch=number) for number in batches(batch, seq_len)]
 
     @cache
     def at(seq_len: int) -> Candidate | None:
         progress(f"longest context, {method.value}: {seq_len:,}")
-        try:
-            found = searcher(model, asked(seq_len), True).cheapest()
-        except InputError:  # a fixed number of GPUs that such batches do not fill
-            return None
-        return found[0] if found else None
+        found = (_plan_for(model, each, searcher) for each in asked(seq_len))
+        return next((candidate for candidate in found if candidate), None)
 
     found = next((size for size in sizes(longest) if at(size)), 0)
     if found == longest:
@@ -254,9 +252,17 @@ def longest_context(model: Model, wanted: Request, method: Method, searcher: Sea
         question=CONTEXT,
         method=method,
         candidate=at(found) if found else None,
-        stops=_short_at(model, asked(larger), searcher),
+        stops=_short_at(model, asked(larger)[-1], searcher),
         next_size=f"{larger:,}",
     )
+
+
+def _plan_for(model: Model, asked: Request, searcher: Searcher) -> Candidate | None:
+    try:
+        found = searcher(model, asked, True).cheapest()
+    except InputError:  # a fixed number of GPUs that such batches do not fill
+        return None
+    return found[0] if found else None
 
 
 def _short_at(model: Model, asked: Request, searcher: Searcher) -> str:

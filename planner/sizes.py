@@ -58,12 +58,11 @@ def sizes(longest: int) -> Iterator[int]:
         size //= 2
 
 
-def sequences(batch_tokens: int, seq_len: int) -> int:
-    """Sequences that keep a batch's tokens: exactly where they divide, else the nearest power of two.
+def batches(batch_tokens: int, seq_len: int) -> tuple[int, ...]:
+    """Sequences that keep a batch's tokens: exactly where they divide, and the nearest power of two.
 
-    >>> sequences(2**20, 4096), sequences(2**20, 24 * 1024)
-    (256, 32)
+    >>> batches(2**20, 4096), batches(2**20, 24 * 1024), batches(96 * 4096, 32768)
+    ((256,), (32,), (12, 16))
     """
-    if batch_tokens % seq_len == 0:
-        return batch_tokens // seq_len
-    return 1 << max(0, round(math.log2(batch_tokens / seq_len)))
+    exact = (batch_tokens // seq_len,) if batch_tokens % seq_len == 0 else ()
+    return tuple(dict.fromkeys((*exact, 1 << max(0, round(math.log2(batch_tokens / seq_len))))))

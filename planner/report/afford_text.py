@@ -11,6 +11,7 @@ from .words import Document, brief, hours, shortened
 
 PLAN = ("time", "cost", "GPUs", "offer", "strategy")
 NONE_FITS = "none"
+OFFER_WIDTH = 18
 WIDTH = 118  # characters of a line
 
 
@@ -74,7 +75,7 @@ def _plan(plan: Document | None) -> tuple[str, ...]:
     if plan is None:
         return ("",) * len(PLAN)
     machines = f"{plan['gpus']} x {plan['gpu']}"
-    return hours(plan), usd(plan["cost_usd"]), machines, shortened(plan["offer"]), brief(plan)
+    return hours(plan), usd(plan["cost_usd"]), machines, shortened(plan["offer"], OFFER_WIDTH), brief(plan)
 
 
 def _stops(a: Document) -> str:
