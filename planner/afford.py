@@ -81,6 +81,7 @@ class Afford:
             "status": "answered",
             "model": self.model.name if self.model else None,
             "answers": [answer.to_dict() for answer in self.answers],
+            "batch_tokens": self.request.sequences * self.request.seq_len,
             "skipped": list(self.skipped),
             "tokens_rule": asdict(tokens_per_parameter()),
             "request": self.request.to_dict(),

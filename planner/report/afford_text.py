@@ -41,7 +41,10 @@ def _titles(found: Document) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {
         "largest model": ("The largest model of the catalog", ("method", "model", "parameters", "tokens")),
         "most tokens": (f"The most tokens, in sequences of {r['seq_len']:,}", ("method", "tokens")),
-        "longest context": (f"The longest context, on {count(r['tokens'])} tokens", ("method", "context", "batch")),
+        "longest context": (
+            f"The longest context, on {count(r['tokens'])} tokens, in batches of about {count(found['batch_tokens'])}",
+            ("method", "context", "sequences"),
+        ),
     }
 
 
@@ -59,11 +62,10 @@ def _first(a: Document, number: int) -> tuple[str, ...]:
     """The columns that answer."""
     if a["plan"] is None:
         return (a["method"], NONE_FITS, *[""] * (number - 2))
-    size = f"{a['global_batch']:,} sequences"
     return {
         "largest model": (a["method"], a["model"], count(a["parameters"]), _tokens(a)),
         "most tokens": (a["method"], f"{a['tokens']:,}"),
-        "longest context": (a["method"], f"{a['seq_len']:,}", size),
+        "longest context": (a["method"], f"{a['seq_len']:,}", f"{a['global_batch']:,}"),
     }[a["question"]]
 
 

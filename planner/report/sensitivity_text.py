@@ -10,7 +10,7 @@ from .table import table
 from .text import decision_line
 from .words import METHODS, Document, brief, hours
 
-HEADER = ("what if", "time", "cost", "change", "MFU", "the decision", "keeping the old one")
+HEADER = ("what if", "time", "cost", "change", "MFU", "the decision")
 WHY_WIDTH = 94  # characters, so that a line with its label stays within 120
 
 
@@ -18,12 +18,12 @@ def sensitivity_text(found: Document) -> str:
     """The decision, the verdict, one row a case, and what each case assumes."""
     rows: Sequence[Document] = found["scenarios"]
     d = found["decision"]
-    base = ("as assumed", hours(d), usd(d["cost_usd"]), "", _share(found["mfu"]), _decided(d), "")
-    shown = table([base, *(_row(row, d) for row in rows)], header=HEADER, align="lrrrrll", indent="  ")
+    base = ("as assumed", hours(d), usd(d["cost_usd"]), "", _share(found["mfu"]), _decided(d))
+    shown = table([base, *(_row(row, d) for row in rows)], header=HEADER, align="lrrrrl", indent="  ")
     cases = [(row["label"] if first else "", line) for row in rows for first, line in _why(row)]
     return (
         f"{decision_line(found['model'], d)}\n{verdict(rows)}\n\n"
-        f"Solved again, each case with its own inputs\n{shown}\n\n"
+        f"Solved again, each case with its own inputs\n{shown}\n\n{_keeping(rows)}"
         f"What each case assumes\n{table(cases, align='ll', indent='  ')}"
     )
 
@@ -42,23 +42,28 @@ def _row(row: Document, before: Document) -> tuple[str, ...]:
     """One case."""
     now = row["decision"]
     if now is None:
-        return row["label"], "none", "", "", "", row["stops"], _keeping(row)
+        return row["label"], "none", "", "", "", row["stops"]
     change = now["cost_usd"] / before["cost_usd"] - 1 if before["cost_usd"] else 0.0
     decided = "the same" if row["holds"] else _decided(now)
-    cost = usd(now["cost_usd"])
-    return row["label"], hours(now), cost, f"{change:+.1%}", _share(row["mfu"]), decided, _keeping(row)
+    return row["label"], hours(now), usd(now["cost_usd"]), f"{change:+.1%}", _share(row["mfu"]), decided
 
 
-def _keeping(row: Document) -> str:
-    """What the old decision costs more, or which limit it breaks."""
-    if row["holds"]:
-        return ""
-    kept = row["kept"]
-    if kept["breaks"]:
-        return "; ".join(kept["breaks"])
+def _keeping(rows: Sequence[Document]) -> str:
+    """What becomes of the old decision in the cases that change it; nothing where it always holds."""
+    cells = [
+        (row["label"], hours(k := row["kept"]), usd(k["cost_usd"]), _kept(row)) for row in rows if not row["holds"]
+    ]
+    shown = table(cells, header=("what if", "time", "cost", ""), align="lrrl", indent="  ")
+    return f"Keeping the old decision\n{shown}\n\n" if cells else ""
+
+
+def _kept(row: Document) -> str:
+    """Which limits it breaks, or what it costs more."""
+    if row["kept"]["breaks"]:
+        return "; ".join(row["kept"]["breaks"])
     if row["regret_usd"] is None:
-        return f"{usd(kept['cost_usd'])}, still {METHODS[row['kept']['method']]}"
-    return f"{usd(row['regret_usd'])} more"
+        return f"breaks no limit, still {METHODS[row['kept']['method']]}"
+    return f"{usd(row['regret_usd'])} more than the new one"
 
 
 def _decided(d: Document) -> str:

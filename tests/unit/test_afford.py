@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,11 +20,11 @@ from trainplan.planner.sizes import batches, last, sizes
 from ..tiny import llama
 
 SMALL = "SmolLM2-135M"
-ONE = {"gpus": "1xh100", "method": "full", "seq_len": 2048}
+ONE: dict[str, Any] = {"gpus": "1xh100", "method": "full", "seq_len": 2048}
 
 
 @cache
-def answers(**options: object) -> dict[str, Answer]:
+def answers(**options: Any) -> dict[str, Answer]:
     """Answers for the small model, by question."""
     return {a.question: a for a in api.afford(SMALL, **{**ONE, **options}).answers}
 
@@ -33,7 +34,7 @@ def searcher(model: Model, asked: Request, within: bool) -> Search:
     return api._search(model, asked, lambda _: None, asked.allowed)
 
 
-def among(*names: str, **options: object) -> Afford:
+def among(*names: str, **options: Any) -> Afford:
     """The largest of some models."""
     wanted = api.request(**{"gpus": "1xh100", "method": "full", "tokens": "10M", **options})
     return afford_model([catalog_model(name) for name in names], wanted, searcher, lambda _: None)
@@ -80,7 +81,7 @@ def test_the_whole_context() -> None:
 
 def test_a_context_that_memory_stops() -> None:
     """On a small GPU: a multiple of 1,024 that fits, the next that does not, and which memory is short."""
-    options = {"gpus": "1x4090", "method": "full", "budget": 1e5, "deadline": "3650d"}
+    options: dict[str, Any] = {"gpus": "1x4090", "method": "full", "budget": 1e5, "deadline": "3650d"}
     found = {a.question: a for a in api.afford("Llama-3.2-1B", **options).answers}["longest context"]
     assert found.candidate is not None
     workload = found.candidate.setting.workload
@@ -146,7 +147,7 @@ def test_a_model_may_have_no_limit_of_positions() -> None:
     """Then one sequence may be a whole batch and no longer."""
     from dataclasses import replace
 
-    endless = replace(llama(), max_positions=None)
+    endless = replace(llama(), max_positions=0)
     found = {a.question: a for a in api.afford(endless, gpus="1xh100", method="full", budget=1e4, global_batch=1,
                                                seq_len=4096).answers}  # fmt: skip
     assert found["longest context"].stops == "one sequence is a whole batch"

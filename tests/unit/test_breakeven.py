@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ from trainplan.planner.quotes import YEAR_H, Quotes
 
 
 @cache
-def chosen(**options: object) -> Candidate:
+def chosen(**options: Any) -> Candidate:
     """A plan on a machine that the catalog has on spot too."""
     return api.plan("SmolLM2-360M", **{"gpus": "8xh100", "cloud": "aws", **options}).candidate
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from trainplan import api
 from trainplan.planner.report.plan_tables import frontier_text
@@ -9,7 +11,7 @@ from trainplan.planner.report.plan_tables import frontier_text
 
 def test_a_day_sooner_is_the_plan_of_a_shorter_deadline() -> None:
     """The same dollars as a plan with the plan's hours less 24 as its deadline."""
-    options = {"gpus": "a100-80", "method": "lora"}
+    options: dict[str, Any] = {"gpus": "a100-80", "method": "lora"}
     plan = api.plan("70b", **options)
     sooner = plan.day_sooner
     assert sooner is not None
