@@ -192,13 +192,20 @@ def _short_of_limit(search: Search) -> Short | None:
         c = found[0]
         short = usd(c.cost.usd - limits.budget_usd)
         text = f"the budget of {usd(limits.budget_usd)} is short by {short}: the cheapest is {told(c)}"
-        return Short(brief=f"budget short by {short}", text=text, nearest=c)
+        return Short(brief=f"budget short by {short}{_or_late(search)}", text=text, nearest=c)
     if found := quickest(search):
         c = found[0]
         short = duration(c.cost.hours * HOUR_S - limits.deadline_s)
         text = f"the deadline of {duration(limits.deadline_s)} is short by {short}: the quickest is {told(c)}"
         return Short(brief=f"deadline short by {short}", text=text, nearest=c)
     return None
+
+
+def _or_late(search: Search) -> str:
+    """By how much the deadline is short instead, where the budget alone admits a plan."""
+    found = search.cheapest(limits=search.any_time, objective=Objective.TIME)
+    late_s = found[0].cost.hours * HOUR_S - search.limits.deadline_s if found else 0.0
+    return f", or deadline by {duration(late_s)}" if late_s > 0 else ""
 
 
 def quickest(search: Search, method: Method | None = None) -> Found | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -62,6 +63,15 @@ def test_the_deadline_stops_it() -> None:
     assert found.candidate is not None
     assert found.candidate.cost.hours <= 1
     assert found.stops.startswith("deadline short by ")
+
+
+def test_either_limit_would_help() -> None:
+    """Cheap and slow machines miss the deadline, quick and dear ones the budget: both are said."""
+    options: dict[str, Any] = {"gpus": "a100-80", "method": "lora", "tokens": "1B"}
+    slow = api.plan("70b", **options).candidate.cost
+    deadline = slow.hours * 3600
+    found = {a.question: a for a in api.afford("70b", **options, budget=slow.usd * 1.05, deadline=deadline).answers}
+    assert re.fullmatch(r"budget short by \$[0-9.,]+, or deadline by .+", found["most tokens"].stops)
 
 
 def test_a_budget_for_nothing() -> None:
