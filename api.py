@@ -9,7 +9,7 @@ True
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from .planner.hardware import Offer, Tier
 from .planner.machines import machine_for, offers_for, parse_gpus
 from .planner.model import Model
 from .planner.models import load_model
+from .planner.parallel import WHOLE, Split
 from .planner.plan import (
     Plan,
     StackRow,
@@ -43,6 +44,7 @@ from .planner.stress import AS_ASSUMED, Stress
 from .planner.transform import Setting
 from .planner.units import HOUR_S, parse_count, parse_duration_s
 from .planner.workload import Method, Precision
+from .strategies.model_parallel import check_split, cut
 from .strategies.offload_optimizer import GROUPS
 from .strategies.space import NAMES, Choices, families, known_name, one_family
 
@@ -81,11 +83,24 @@ def request(**options: Any) -> Request:
     Raises:
         InputError: a value that cannot be read.
     """
+    kernels, compiled = options.pop("kernels", None), options.pop("compile", None)
+    options["require"] = _with_kernels(kernels, compiled, options.get("require"))
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     values: dict[str, Any] = {}
     for key, value in given.items():
         values |= _option(key, value)
     return Request(**values, given=frozenset(values))
+
+
+KERNELS: Mapping[str, tuple[str, ...]] = {"none": (), "liger": ("liger",)}
+
+
+def _with_kernels(kernels: str | None, compiled: bool | None, require: Any) -> tuple[str, ...]:
+    """What is required, kernels=... and compile=... being other words for strategies."""
+    if (kernels or "none") not in KERNELS:
+        raise InputError(f"--kernels: got {str(kernels)[:40]!r}; allowed are {' and '.join(KERNELS)}; write liger")
+    names = (require,) if isinstance(require, str) else tuple(require or ())
+    return tuple(dict.fromkeys((*names, *KERNELS[kernels or "none"], *(("torch-compile",) if compiled else ()))))
 
 
 def _option(key: str, value: Any) -> dict[str, Any]:
@@ -186,7 +201,7 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
         progress: called with a line of text now and then.
         wanted: a finished request, instead of options.
         options: as on the command line: gpus="a100-80", budget=250_000 or "cheapest", method="lora", tokens="2B",
-            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), ...
+            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), kernels="liger", compile=True, ...
 
     Raises:
         InputError: the request contradicts itself.
@@ -374,9 +389,10 @@ class Estimate:
         return constraints(self.candidate, budget_usd=r.budget_usd, deadline_s=r.deadline_s, max_gpus=r.max_gpus)
 
     @property
-    def ds_config(self) -> dict[str, Any]:
-        """DeepSpeed's configuration."""
-        return ds_config(self.candidate.ledger, self.candidate.setting)
+    def ds_config(self) -> dict[str, Any] | None:
+        """DeepSpeed's configuration; None where the model is cut, which needs more than a configuration."""
+        c = self.candidate
+        return ds_config(c.ledger, c.setting) if c.setting.split is WHOLE else None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
@@ -405,6 +421,12 @@ def estimate(
     offload_optimizer: str | None = None,
     offload_ratio: float = 1.0,
     offload_parameters: str | None = None,
+    tensor_parallel: int = 1,
+    sequence_parallel: bool = False,
+    pipeline_parallel: int = 1,
+    pipeline_chunks: int = 1,
+    context_parallel: int = 1,
+    expert_parallel: int = 1,
     wanted: Request | None = None,
     **options: Any,
 ) -> Estimate:
@@ -421,6 +443,12 @@ def estimate(
         offload_optimizer: "cpu" or "nvme".
         offload_ratio: share of the optimizer on the host.
         offload_parameters: "cpu" or "nvme".
+        tensor_parallel: ranks that cut every layer.
+        sequence_parallel: norms and residuals are cut over them too.
+        pipeline_parallel: stages that cut the model by layers.
+        pipeline_chunks: model chunks of one stage's rank (interleaved schedule).
+        context_parallel: ranks that cut every sequence.
+        expert_parallel: data-parallel ranks over which a mixture's experts are spread.
         wanted: a finished request, instead of gpus and options.
         options: as in `plan`.
 
@@ -437,7 +465,16 @@ def estimate(
         "partial_share": bool(offload_optimizer) and offload_ratio < 1,
         "checkpointing": ("host" if on_host else "gpu") if layers else None,
     }
-    return _fixed(loaded, chosen, facts, layers=layers, groups=_groups(offload_ratio), micro_batch=micro_batch)
+    split = Split(
+        tensor=tensor_parallel,
+        sequence=sequence_parallel,
+        pipeline=pipeline_parallel,
+        virtual=pipeline_chunks,
+        context=context_parallel,
+        expert=expert_parallel,
+    )
+    groups = _groups(offload_ratio)
+    return _fixed(loaded, chosen, facts, layers=layers, groups=groups, micro_batch=micro_batch, split=split)
 
 
 def _groups(ratio: float) -> int:
@@ -462,7 +499,15 @@ def _checkpointed(text: str | int, model: Model) -> tuple[int, bool]:
 
 
 def _fixed(
-    model: Model, wanted: Request, facts: dict[str, Any], *, layers: int, groups: int, micro_batch: int, offer: str = ""
+    model: Model,
+    wanted: Request,
+    facts: dict[str, Any],
+    *,
+    layers: int,
+    groups: int,
+    micro_batch: int,
+    offer: str = "",
+    split: Split = WHOLE,
 ) -> Estimate:
     """Assess one configuration on the offer named, or on the cheapest, whose nodes make up the count.
 
@@ -476,9 +521,9 @@ def _fixed(
     wanted.check(model)
     method = wanted.methods[0] if wanted.methods else Method.FULL
     machine = machine_for(wanted, wanted.gpu_count, preferred=offer)
-    setting = _setting(model, wanted, machine, wanted.gpu_count, micro_batch)
+    setting = _setting(model, wanted, machine, micro_batch, split)
     family = one_family(facts, replace(_choices(wanted, model), methods=(method,)), model)
-    stack = family.at(layers, groups)
+    stack = cut(family.at(layers, groups), setting, machine.node)
     refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
     if refusals:
         raise InputError(f"strategies: {refusals[0]}; choose another")
@@ -486,20 +531,24 @@ def _fixed(
     return Estimate(request=wanted, candidate=candidate)
 
 
-def _setting(model: Model, wanted: Request, offer: Offer, gpus: int, micro_batch: int) -> Setting:
-    nodes = gpus // offer.node.gpus
-    if not 1 <= micro_batch <= 2**16 or wanted.sequences % (micro_batch * gpus):
-        fits = max(1, round(wanted.sequences / (micro_batch * gpus))) * max(1, micro_batch) * gpus
+def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, split: Split) -> Setting:
+    gpus = wanted.gpu_count or 0
+    check_split(model, split, wanted.seq_len, gpus)
+    copies = gpus // split.ranks
+    if not 1 <= micro_batch <= 2**16 or wanted.sequences % (micro_batch * copies):
+        fits = max(1, round(wanted.sequences / (micro_batch * copies))) * max(1, micro_batch) * copies
+        what = f"{copies} GPUs" if split == WHOLE else f"{copies} data-parallel ranks"
         raise InputError(
-            f"global batch {wanted.sequences} is not micro-batch {micro_batch} x {gpus} GPUs x n; "
+            f"global batch {wanted.sequences} is not micro-batch {micro_batch} x {what} x n; "
             f"use for example --global-batch {fits}"
         )
     return Setting(
         workload=wanted.workload(model),
-        nodes=nodes,
+        nodes=gpus // offer.node.gpus,
         ranks_per_node=offer.node.gpus,
         micro_batch=micro_batch,
         nvme_path=wanted.nvme_path,
+        split=WHOLE if split == WHOLE else split,
     )
 
 

@@ -19,7 +19,11 @@ from .plan_options import (
     request_from,
 )
 
-FIXED = ("zero", "micro_batch", "checkpointing", "offload_optimizer", "offload_ratio", "offload_parameters")
+FIXED = (
+    "zero", "micro_batch", "checkpointing", "offload_optimizer", "offload_ratio", "offload_parameters",
+    "tensor_parallel", "sequence_parallel", "pipeline_parallel", "pipeline_chunks", "context_parallel",
+    "expert_parallel",
+)  # fmt: skip
 
 
 @click.command(name="estimate", cls=Sectioned)

@@ -75,6 +75,7 @@ _machine = partial(click.option, cls=SectionedOption, section="On what")
 _choice = partial(click.option, cls=SectionedOption, section="Within which limits")
 _strategy = partial(click.option, cls=SectionedOption, section="With which strategies")
 _fixed = partial(click.option, cls=SectionedOption, section="The configuration")
+_cut = partial(_fixed, type=click.IntRange(1, 65_536), metavar="N", default=1, show_default=True)
 _output = partial(click.option, cls=SectionedOption, section="Output")
 
 WHAT = (
@@ -142,6 +143,8 @@ STRATEGIES = (
         shell_complete=strategy_names,
         help="No plans with it; repeatable.",
     ),
+    _strategy("--kernels", type=click.Choice(("none", "liger")), help="liger: fused norms, rotary embeddings, gates."),
+    _strategy("--compile", is_flag=True, help="The training script compiles the model's layers with torch.compile."),
     _strategy("--nvme-path", help="Where NVMe is mounted on a node.  [default: /local_nvme]"),
 )
 CHOICE = (
@@ -187,6 +190,12 @@ CONFIGURATION = (
         help="Share of the optimizer on the host.",
     ),
     _fixed("--offload-parameters", type=click.Choice(("cpu", "nvme")), help="Parameters on the host or on NVMe."),
+    _cut("--tensor-parallel", help="Ranks that cut every layer."),
+    _cut("--pipeline-parallel", help="Stages that cut the model by layers."),
+    _cut("--pipeline-chunks", help="Model chunks of one stage (interleaved schedule)."),
+    _cut("--context-parallel", help="Ranks that cut every sequence."),
+    _cut("--expert-parallel", help="Ranks over which experts are spread."),
+    _fixed("--sequence-parallel", is_flag=True, help="Norms and residuals are cut over the tensor-parallel ranks too."),
 )
 OUT = (
     _output(

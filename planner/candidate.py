@@ -11,9 +11,10 @@ from .compute import compute_work
 from .cost import Cost, run_cost
 from .evaluate import evaluate
 from .hardware import Node, Offer
-from .ledger import Ledger
+from .ledger import Device, Ledger
 from .memory import GpuMemory, StoreMemory, gpu_memory, host_memory, nvme_memory
 from .model import Model
+from .pipeline import pipelined
 from .time import Buckets, PartTime, StepTime, compute_sums, price, price_parts
 from .transform import Setting, Stack
 from .units import GIB, gib
@@ -39,8 +40,8 @@ class Candidate:
 
     @property
     def gpus(self) -> int:
-        """Data-parallel ranks, all of them paid for."""
-        return self.setting.world_size
+        """All ranks, all of them paid for."""
+        return self.setting.gpus
 
     @property
     def fits(self) -> bool:
@@ -54,9 +55,10 @@ class Candidate:
 
 
 def assess(offer: Offer, stack: Stack, setting: Setting, *, method: Method, zero_stage: int) -> Candidate:
-    """Fold, price and bill one point."""
-    ledger = evaluate(stack, setting)
-    time = step_time(ledger, setting, offer.node)
+    """Fold, price and bill one point; of a pipeline's stages the fullest gives the memory."""
+    ledgers = [(evaluate(stack, each), each) for each in setting.stages]
+    ledger, setting = max(ledgers, key=lambda pair: pair[0].peak(Device.GPU, upper=True))
+    time = pipelined([step_time(folded, each, offer.node) for folded, each in ledgers], setting.split)
     return Candidate(
         offer=offer,
         stack=stack,
@@ -64,7 +66,7 @@ def assess(offer: Offer, stack: Stack, setting: Setting, *, method: Method, zero
         zero_stage=zero_stage,
         setting=setting,
         ledger=ledger,
-        gpu=gpu_memory(ledger, offer.node.gpu, setting.world_size),
+        gpu=gpu_memory(ledger, offer.node.gpu, setting.communicators),
         host=host_memory(ledger, offer.node, setting.ranks_per_node),
         nvme=nvme_memory(ledger, offer.node, setting.ranks_per_node),
         time=time,
@@ -75,7 +77,7 @@ def assess(offer: Offer, stack: Stack, setting: Setting, *, method: Method, zero
 def all_work(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
     """Compute of one micro-step, and the traffic and updates that the strategies added."""
     return (
-        *compute_work(setting.model, ledger.computation, setting.workload.seq_len, setting.micro_batch),
+        *compute_work(setting.model, ledger.computation, setting.seq_len, setting.micro_batch),
         *ledger.work,
     )
 
@@ -88,7 +90,9 @@ def step_time(ledger: Ledger, setting: Setting, node: Node) -> StepTime:
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=ledger.computation.precision,
+        places=setting.places,
     )
 
 
@@ -107,6 +111,7 @@ def step_parts(ledger: Ledger, computation: Computation, setting: Setting, node:
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=computation.precision,
         given=_compute_sums(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node),
     )

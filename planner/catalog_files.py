@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import InputError, did_you_mean
+from .fabrics import offered_fabric
 from .hardware import Gpu, Node, Offer, Tier
 from .units import GIB, GIGA, MIB, TERA
 
@@ -71,6 +72,9 @@ GPU_FIELDS = {
     "bf16_tflop_per_s": MAYBE_NUMBER,
     "fp16_tflop_per_s": MAYBE_NUMBER,
     "fp32_tflop_per_s": MAYBE_NUMBER,
+    "fp8_tflop_per_s": MAYBE_NUMBER,
+    "fp4_tflop_per_s": MAYBE_NUMBER,
+    "fp8_efficiency": Field(float, False, most=1.0),
     "matmul_efficiency": Field(float, False, most=1.0),
     "matmul_source": MAYBE_TEXT,
     "link": TEXT,
@@ -376,6 +380,9 @@ def _gpu(row: Row, sources: Mapping[str, Row]) -> Gpu:
         bf16_flop_per_s=_scaled(row, "bf16_tflop_per_s", TERA),
         fp16_flop_per_s=_scaled(row, "fp16_tflop_per_s", TERA),
         fp32_flop_per_s=_scaled(row, "fp32_tflop_per_s", TERA),
+        fp8_flop_per_s=_scaled(row, "fp8_tflop_per_s", TERA),
+        fp4_flop_per_s=_scaled(row, "fp4_tflop_per_s", TERA),
+        fp8_efficiency=_scaled(row, "fp8_efficiency", 1.0),
         matmul_efficiency=_scaled(row, "matmul_efficiency", 1.0),
         link=row["link"],
         link_bytes_per_s=row["link_gb_per_s"] * GIGA,
@@ -396,6 +403,7 @@ def _offers(row: Row, cloud: str, gpu: Gpu, sources: Mapping[str, Row]) -> list[
         vcpus=row.get("vcpus"),
         nvme_bytes=_whole(row, "nvme_tb", TERA),
         internode_bytes_per_s=_scaled(row, "internode_gbit_per_s", GBIT_BYTES),
+        fabric=offered_fabric(cloud, row["instance"]),
     )
     source = sources[row["source"]]
     return [

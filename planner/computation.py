@@ -68,6 +68,8 @@ class Kernels:
         fused: norms keep their input as it came, gated activations gate and up alone (Transformer Engine, Apex, Liger).
         quantized_input: 4-bit layers keep their input for the backward pass (bitsandbytes before 0.43).
         sequence_shards: ranks over which norms and residuals are cut (Megatron's sequence parallelism).
+        context_shards: ranks over which each sequence is cut (context parallelism); queries meet the keys of all.
+        matmul_bits: the blocks' multiplications convert their operands to so many bits (FP8, MXFP8, NVFP4); 0: none do.
         logit_bytes: of each logit while the loss is computed, between forward and backward, and in its backward;
             (): transformers' own cross-entropy.
     """
@@ -75,6 +77,8 @@ class Kernels:
     fused: bool = False
     quantized_input: bool = False
     sequence_shards: int = 1
+    context_shards: int = 1
+    matmul_bits: int = 0
     logit_bytes: tuple[float, ...] = ()
 
 
@@ -91,6 +95,8 @@ class Computation:
     loss_chunk: int = 0  # tokens per chunk of the cross-entropy; 0: all logits at once, as transformers does
     padded: bool = False  # sequences of unequal length with a mask; False: packed, all of them full
     kernels: Kernels = Kernels()  # whose implementation of the layers runs
+    liger: bool = False  # Liger's norms, rotary embeddings and gates: time alone, memory stays what eager kernels need
+    compiled: bool = False  # torch.compile: likewise
 
 
 def effective_attention(model: Model, chosen: AttentionImplementation) -> AttentionImplementation:

@@ -44,6 +44,32 @@ def value(table: str, name: str) -> float:
     return figure(table, name).value
 
 
+def optional(table: str, *names: str) -> float | None:
+    """The first of these rows that a table has; None where it has none of them.
+
+    >>> optional("matmul_energy", "hopper sm90", "hopper"), optional("matmul_energy", "unheard-of")
+    (1040000000000.0, None)
+    """
+    rows = figures()[table]
+    return next((rows[name].value for name in names if name in rows), None)
+
+
+def is_young(architecture: str, software: str) -> bool:
+    """Whether libraries of a month ("2023-05"; "" is today) are from an architecture's first years.
+
+    >>> is_young("Hopper sm90", "2023-05"), is_young("Ampere sm80", "2023-05"), is_young("Hopper sm90", "")
+    (True, False, False)
+    """
+    released = optional("release", architecture_key(architecture))
+    if not software or released is None:
+        return False
+    year, month = software.split("-")
+    return int(year) + (int(month) - 1) / MONTHS < released + value("release", "mature_after")
+
+
+MONTHS = 12
+
+
 def architecture_key(architecture: str) -> str:
     """The first word of a GPU's architecture, as the tables name it.
 

@@ -10,6 +10,7 @@ from .computation import Computation
 from .ledger import ALWAYS, BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from .model import Model
 from .overheads import overhead
+from .parallel import micro_batches_in_flight
 from .saving import saving_entries
 from .states import baseline, replicated
 from .transform import Setting, Stack, fold
@@ -28,9 +29,24 @@ def complete(folded: Ledger, setting: Setting) -> Ledger:
     """Add to a folded ledger what no strategy writes: activations, the process, state lines where ZeRO did not."""
     if folded.stage is None:
         folded = replicated(folded, setting)
-    workload = setting.workload
-    lines = activation_entries(setting.model, folded.computation, workload.seq_len, setting.micro_batch)
-    return folded.plus(*lines, *_host_entries(folded, setting), *saving_entries(folded, setting))
+    lines = activation_entries(setting.model, folded.computation, setting.seq_len, setting.micro_batch)
+    whole = folded.plus(*lines, *_host_entries(folded, setting), *saving_entries(folded, setting))
+    return whole.plus(*waiting_entries(whole, setting))
+
+
+def waiting_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
+    """Other micro-batches wait for their backward pass on the stages of a pipeline; see `micro_batches_in_flight`."""
+    if setting.split.pipeline == 1:
+        return ()
+    index = setting.stage_index
+    in_flight = micro_batches_in_flight(setting.split, index, setting.gradient_accumulation_steps)
+    size = round((in_flight - 1) * ledger.bytes_of(Item.SAVED, Item.CHECKPOINTS))
+    phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS)
+    why = f"{in_flight:.1f} micro-batches in flight on stage {index}"
+    return (Entry(Item.WAITING, Device.GPU, size, phases, why, Certainty.ASSUMED, PIPELINE_SOURCE),)
+
+
+PIPELINE_SOURCE = "Narayanan et al. 2021 (arXiv:2104.04473) §2.2"
 
 
 @lru_cache(maxsize=65536)

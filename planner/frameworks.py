@@ -28,7 +28,10 @@ class Framework:
     words: tuple[str, ...]
     sharding: str
     attention_generation: str
+    software: str
     fused: bool
+    overlapped: bool
+    interleaved: bool
     fused_qkv: bool
     sequence_parallel: bool
     lora_dropout: float
@@ -61,6 +64,7 @@ class Layout:
     window_elements: int = 0  # DeepSpeed's stage 3 keeps so many elements gathered instead of two units
     states_offloaded: bool = False  # master weights and states on the host
     reduced: int = 0  # bytes of a gradient on the wire; 0: as it is held
+    overlapped: bool = False  # the gather of updated weights hides behind the next forward pass
     offloaded: bool = False  # weights, gradients and states wait on the host; units come to the GPU as they compute
 
 

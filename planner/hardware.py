@@ -40,6 +40,9 @@ class Gpu:
     tdp_w: float | None
     sources: tuple[str, ...]
     notes: str = ""
+    fp8_flop_per_s: float | None = None
+    fp4_flop_per_s: float | None = None
+    fp8_efficiency: float | None = None  # measured achievable share of the fp8 peak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by identity: caches are keyed by it
@@ -52,6 +55,7 @@ class Node:
     vcpus: int | None
     nvme_bytes: int | None
     internode_bytes_per_s: float | None  # whole node, one direction
+    fabric: str | None = None  # of configs/fabrics.toml, between nodes: "infiniband", "efa-v2"; None: nobody said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

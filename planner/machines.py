@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 
 from . import catalog
+from .efficiency import value
 from .errors import InputError
-from .hardware import Node, Offer
+from .hardware import Gpu, Node, Offer
 from .request import Request
 from .units import GBIT_BYTES, GIB
 
@@ -62,7 +64,8 @@ def offers_for(request: Request) -> tuple[Offer, ...]:
 
 def _own_machines(request: Request, price: float) -> Offer:
     per_node = request.gpus_per_node or min(OWN_GPUS_PER_NODE, request.gpu_count or request.max_gpus)
-    offer = catalog.owned_offer(catalog.find_gpu(request.gpus[0]), gpus_per_node=per_node, usd_per_gpu_hour=price)
+    gpu = on_a_desktop(catalog.find_gpu(request.gpus[0]), per_node)
+    offer = catalog.owned_offer(gpu, gpus_per_node=per_node, usd_per_gpu_hour=price)
     return replace(offer, node=_completed(offer.node, request))
 
 
@@ -97,3 +100,23 @@ def machine_for(request: Request, gpus: int, preferred: str = "") -> Offer:
         )
     kept = next((offer for offer in fitting if offer.name == preferred), None)
     return kept or min(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))
+
+
+GEFORCE = re.compile(r"RTX-\d0[789]0")  # full names of the catalog: RTX-3090-24GB
+
+
+def on_a_desktop(gpu: Gpu, gpus: int) -> Gpu:
+    """A GeForce card of a small machine: several share a desktop board, whose second slot has fewer lanes.
+
+    >>> on_a_desktop(catalog.find_gpu("3090"), 2).host_link_bytes_per_s < catalog.find_gpu("3090").host_link_bytes_per_s
+    True
+    """
+    is_desktop = GEFORCE.match(gpu.full_name) and 1 < gpus <= value("host_link", "desktop_gpus")
+    return _narrowed(gpu, value("host_link", "desktop")) if is_desktop else gpu
+
+
+@lru_cache(maxsize=64)
+def _narrowed(gpu: Gpu, bytes_per_s: float) -> Gpu:
+    """One value for equal cards: caches are keyed by identity."""
+    rate = min(gpu.host_link_bytes_per_s, bytes_per_s)
+    return replace(gpu, host_link_bytes_per_s=rate, link_bytes_per_s=min(gpu.link_bytes_per_s, rate))

@@ -127,13 +127,13 @@ def gpu_fits(ledger: Ledger, gpu: Gpu, world_size: int) -> bool:
     return gpu_upper_bound_bytes(ledger, 1 if world_size > 1 else 0) <= gpu.memory_bytes
 
 
-def gpu_memory(ledger: Ledger, gpu: Gpu, world_size: int) -> GpuMemory:
+def gpu_memory(ledger: Ledger, gpu: Gpu, communicators: int) -> GpuMemory:
     """Peak of one GPU against what the driver reports, under the allocator that our launch command sets.
 
     reserved = allocated (1 + fragmentation); device = reserved + context + communicators; the upper bound takes every
     term at its upper end. Memory model §F1, §F2.
     """
-    return memory_of(ledger, gpu.memory_bytes, communicators=1 if world_size > 1 else 0)
+    return memory_of(ledger, gpu.memory_bytes, communicators=communicators)
 
 
 def memory_of(

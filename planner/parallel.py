@@ -13,10 +13,12 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .model import Attention, Block, Mlp, Model, Parameter, ParameterKind
+from .work import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,37 @@ class Split:
 
 
 WHOLE = Split()
+
+Places = Mapping[Group, tuple[int, int]]  # of each group: nodes it spans, its ranks in each of them
+
+
+def places(split: Split, data: int, gpus_per_node: int) -> Places:
+    """Where the groups of one rank lie: tensor ranks side by side, then context, data, pipeline; experts inside data.
+
+    Args:
+        split: t, c, x and p.
+        data: data-parallel ranks.
+        gpus_per_node: GPUs of one node, or of one NVLink domain.
+
+    Source:
+        Megatron-LM core/parallel_state.py, order "tp-cp-ep-dp-pp".
+
+    >>> places(Split(tensor=4, pipeline=2), 4, 8)[Group.DATA]  # every fourth GPU: two of each node
+    (2, 2)
+    """
+    strides = {
+        Group.TENSOR: (split.tensor, 1),
+        Group.CONTEXT: (split.context, split.tensor),
+        Group.EXPERT: (split.expert, 1),
+        Group.DATA: (data, split.tensor * split.context),
+        Group.PIPELINE: (split.pipeline, split.tensor * split.context * data),
+    }
+    return {group: _place(size, stride, gpus_per_node) for group, (size, stride) in strides.items()}
+
+
+def _place(size: int, stride: int, gpus_per_node: int) -> tuple[int, int]:
+    inside = min(size, max(1, gpus_per_node // stride))
+    return -(-size // inside), inside
 
 
 def problems(model: Model, split: Split) -> list[str]:
@@ -77,14 +110,14 @@ def stage(model: Model, split: Split, index: int) -> Model:
     if split == WHOLE or (split.tensor, split.pipeline, split.expert) == (1, 1, 1):
         return model
     first, last = index == 0, index == split.pipeline - 1
-    size = -(-model.layers // split.pipeline)
-    own = model.blocks[index * size : (index + 1) * size] or model.blocks[-size:]
+    start, end = stage_layers(model.layers, split, index)
+    own = model.blocks[start:end]
     cut = {id(block): _block(block, model.hidden, split) for block, _ in model.distinct_blocks}
     tables = tuple(_table(p, split.tensor) for p in model.embedding)
     head = tuple(_table(p, split.tensor) for p in model.head)
     return replace(
         model,
-        vocab=-(-model.vocab // split.tensor),
+        vocab=_own_rows(model.vocab, split.tensor),
         tied=model.tied and first and last,  # two stages: two copies, whose gradients are summed between them
         embedding=tables if first else tables[:1] if last and model.tied else (),
         blocks=tuple(cut[id(block)] for block in own),
@@ -92,12 +125,51 @@ def stage(model: Model, split: Split, index: int) -> Model:
     )
 
 
+def stage_layers(layers: int, split: Split, index: int) -> tuple[int, int]:
+    """Which layers stage ``index`` holds, from first to behind the last.
+
+    L / p each where p divides L; else embedding and head count as a layer each, and all L + 2 are spread evenly.
+
+    Source:
+        Megatron-LM ``account_for_embedding_in_pipeline_split`` and ``account_for_loss_in_pipeline_split``; DeepSpeed
+        runtime/pipe/module.py, partition method "type:transformer|embedding".
+
+    >>> stage_layers(80, Split(pipeline=4), 3), stage_layers(126, Split(pipeline=8), 0)
+    ((60, 80), (0, 15))
+    """
+    ends = 0 if layers % split.pipeline == 0 else 1
+    total = layers + 2 * ends
+    start, end = (round(i * total / split.pipeline) - ends for i in (index, index + 1))
+    return max(0, start), min(layers, end)
+
+
+def longest_stage(layers: int, split: Split) -> int:
+    """The stage with the most layers; of equals one that is neither first nor last.
+
+    >>> longest_stage(80, Split(pipeline=4)), longest_stage(78, Split(pipeline=12)), longest_stage(2, Split(pipeline=2))
+    (1, 1, 0)
+    """
+    inner = range(1, split.pipeline - 1) or range(1)
+    return max(inner, key=lambda index: -int.__sub__(*stage_layers(layers, split, index)))
+
+
+VOCABULARY_MULTIPLE = 128  # Megatron-LM training/tokenizer, make_vocab_size_divisible_by: rows of each rank
+
+
+def _own_rows(rows: int, tensor: int) -> int:
+    """A rank's rows of a vocabulary's table, padded where it is cut."""
+    if tensor == 1:
+        return rows
+    return -(-rows // (tensor * VOCABULARY_MULTIPLE)) * VOCABULARY_MULTIPLE
+
+
 def _table(parameter: Parameter, tensor: int) -> Parameter:
     """A vocabulary's table is cut by rows; norms and positions are whole."""
     if parameter.kind not in (ParameterKind.EMBEDDING, ParameterKind.LINEAR):
         return parameter
     rows, *rest = parameter.shape
-    return replace(parameter, shape=(-(-rows // tensor), *rest))
+    own = _own_rows(rows, tensor)
+    return replace(parameter, shape=(own, *rest), fan_out=own if parameter.fan_out else 0)
 
 
 def _block(block: Block, hidden: int, split: Split) -> Block:

@@ -401,6 +401,9 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
             "default",
         ),
     ]
+    kernels = [name for name in SCRIPT if name in c.stack.names]
+    if kernels:
+        price_rows.append(("kernels", f"{' and '.join(kernels)}: train.py sets them up; memory without them", "you"))
     if c.zero_stage == 3:
         built = "whole on every GPU, then cut (no zero.Init)"
         named = "no-zero-init" in c.stack.names
@@ -427,7 +430,15 @@ def warnings_for(c: Candidate) -> tuple[str, ...]:
         found.append(
             f"optimizer {c.ledger.optimizer.name}: not a ds_config type; train.py must pass it to deepspeed.initialize"
         )
+    found += [text for name, text in SCRIPT.items() if name in c.stack.names]
     return tuple(found)
+
+
+# What only the training script can do, by strategy.
+SCRIPT = {
+    "liger": "liger: train.py must patch the model with Liger Kernel before it is built; memory is planned without",
+    "torch-compile": "torch-compile: train.py must compile the decoder layers; memory is planned without",
+}
 
 
 def no_plan_document(

@@ -178,7 +178,7 @@ def _shapes(workload: Workload, offers: Sequence[Offer], demand: Demand, space: 
         if reason:
             space.dropped[reason] += 1
             continue
-        machine = (node.gpu.name, node.gpus, node.vcpus, node.internode_bytes_per_s)
+        machine = (node.gpu.name, node.gpus, node.vcpus, node.internode_bytes_per_s, node.fabric)
         for nodes in _node_counts(workload, node, demand, space):
             same = machine if nodes > 1 else machine[:3]
             shapes.setdefault((nodes, node.gpus), {}).setdefault(same, []).append(offer)

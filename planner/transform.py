@@ -9,7 +9,7 @@ whatever the order they were typed in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from typing import Protocol
@@ -17,6 +17,7 @@ from typing import Protocol
 from .errors import InputError
 from .ledger import Ledger
 from .model import Model
+from .parallel import WHOLE, Places, Split, longest_stage, places, stage
 from .workload import Workload
 
 
@@ -29,21 +30,55 @@ class Setting:
     ranks_per_node: int
     micro_batch: int
     nvme_path: str = "/local_nvme"
+    split: Split = WHOLE
+    stage_index: int = 0  # which pipeline stage's rank is looked at
 
     @property
     def model(self) -> Model:
-        """The workload's model."""
-        return self.workload.model
+        """What one rank holds and computes: the workload's model, or its share of a stage."""
+        return self.workload.model if self.split is WHOLE else stage(self.workload.model, self.split, self.stage_index)
 
     @property
-    def world_size(self) -> int:
-        """d: data-parallel ranks."""
+    def seq_len(self) -> int:
+        """Tokens of a sequence that one rank computes."""
+        return -(-self.workload.seq_len // self.split.context)
+
+    @property
+    def gpus(self) -> int:
+        """All ranks."""
         return self.nodes * self.ranks_per_node
 
     @property
+    def data_parallel(self) -> int:
+        """Copies of the model, each with sequences of its own."""
+        return self.gpus // self.split.ranks
+
+    @property
+    def world_size(self) -> int:
+        """d: ranks that share a rank's states: the data-parallel ones, and those that cut its sequences."""
+        return self.data_parallel * self.split.context
+
+    @property
     def gradient_accumulation_steps(self) -> int:
-        """global batch / (micro-batch x world size); candidates divide evenly."""
-        return max(1, self.workload.global_batch // (self.micro_batch * self.world_size))
+        """global batch / (micro-batch x data-parallel ranks); candidates divide evenly."""
+        return max(1, self.workload.global_batch // (self.micro_batch * self.data_parallel))
+
+    @property
+    def communicators(self) -> int:
+        """Groups of more than one rank that a rank belongs to; expert parallelism has one of its own."""
+        split = self.split
+        return sum(size > 1 for size in (self.data_parallel, split.tensor, split.pipeline, split.context, split.expert))
+
+    @property
+    def places(self) -> Places:
+        """Where the groups of ranks lie."""
+        return places(self.split, self.data_parallel, self.ranks_per_node)
+
+    @property
+    def stages(self) -> tuple[Setting, ...]:
+        """The first, the longest and the last stage of the pipeline, each once."""
+        ends = (0, longest_stage(self.workload.model.layers, self.split), self.split.pipeline - 1)
+        return tuple(replace(self, stage_index=index) for index in dict.fromkeys(ends))
 
 
 class Strategy(Protocol):

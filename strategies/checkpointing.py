@@ -39,22 +39,22 @@ class Checkpointing:
 
     def accepts(self, setting: Setting) -> str | None:
         """k is one of 1..L."""
-        if not 1 <= self.layers <= setting.model.layers:
-            return f"{self.layers} checkpointed layers; {setting.model.name} has {setting.model.layers}"
+        layers = setting.workload.model.layers
+        if not 1 <= self.layers <= layers:
+            return f"{self.layers} checkpointed layers; {setting.model.name} has {layers}"
         return None
 
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
         """Keep inputs instead of activations; offloaded inputs cross the host link twice per micro-step."""
+        layers = min(self.layers, setting.model.layers)  # a pipeline's stage has fewer
         changed = replace(
             ledger,
-            computation=replace(ledger.computation, checkpointed_layers=self.layers, checkpoints_on_host=self.on_host),
+            computation=replace(ledger.computation, checkpointed_layers=layers, checkpoints_on_host=self.on_host),
         )
         if not self.on_host:
             return changed
-        size = (
-            ledger.computation.precision.bytes * setting.model.hidden * setting.workload.seq_len * setting.micro_batch
-        )
-        moved = float(self.layers * size)
+        size = ledger.computation.precision.bytes * setting.model.hidden * setting.seq_len * setting.micro_batch
+        moved = float(layers * size)
         return changed.doing(
             Work(name="checkpoints to host", resource=Resource.GPU_TO_HOST, amount=moved, when=When.FORWARD, side=True),
             Work(

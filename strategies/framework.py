@@ -20,6 +20,7 @@ from ..planner.work import Resource, When, Work
 
 GATHERED_UNITS = 2  # the layer that computes and the one fetched ahead; torch FSDP, forward and backward prefetch
 SOURCE = "configs/frameworks.toml"
+BITS_16 = 16
 STATES = (Item.MASTER, Item.MOMENTS, Item.STEP_TEMPORARIES)
 
 
@@ -58,6 +59,8 @@ class FrameworkStates:
         unit = everything / (setting.model.layers + 1)
         gradients = float((layout.reduced or layout.gradients) * n)
         cut = layout.weight_shards > 1
+        bits = ledger.computation.kernels.matmul_bits if layout.overlapped else 0
+        everything *= bits / BITS_16 if bits else 1.0  # the framework gathers weights as they are multiplied
         gather = Work(
             name="gather parameters",
             resource=Resource.ALL_GATHER,
@@ -82,8 +85,10 @@ class FrameworkStates:
                 name="gather updated weights",
                 resource=Resource.ALL_GATHER,
                 amount=float(e * n) if layout.state_shards > 1 and not cut else 0.0,
-                when=When.STEP,
+                when=When.FORWARD if layout.overlapped else When.STEP,
                 once=True,
+                side=layout.overlapped,
+                message_bytes=e * n / (setting.model.layers + 1),
             ),
             Work(
                 name=OPTIMIZER_UPDATE,

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.candidate import all_work
-from ..planner.efficiency import value
+from ..planner.efficiency import architecture_key, is_young, value
 from ..planner.evaluate import evaluate
 from ..planner.frameworks import Framework, framework_of
-from ..planner.hardware import Gpu, Node
+from ..planner.hardware import Gpu
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from ..planner.measurements import machine, shape, subject
-from ..planner.measurements.layout import layout_of
-from ..planner.measurements.score import Prediction
+from ..planner.measurements.layout import ZERO_WEIGHTS, layout_of
+from ..planner.measurements.score import Prediction, Rate
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
-from ..planner.parallel import WHOLE, Split, micro_batches_in_flight, stage
-from ..planner.time import price
+from ..planner.parallel import Split, micro_batches_in_flight
+from ..planner.pipeline import pipelined
+from ..planner.spread import step_seconds
+from ..planner.time import StepTime, price
 from ..planner.transform import Setting, Stack, Strategy
-from ..planner.units import GBIT_BYTES
 from ..planner.work import Resource, Work
 from ..planner.workload import Method, Workload
 from .attention import Attention
@@ -28,6 +30,7 @@ from .framework import FrameworkStates
 from .kernels import FrameworkKernels
 from .lora import Lora
 from .loss import ChunkedLoss
+from .model_parallel import ModelParallel, expert_domains
 from .offload_optimizer import OffloadOptimizer
 from .offload_parameters import OffloadParameters
 from .optimizer import OPTIMIZERS, Optimizer
@@ -37,8 +40,6 @@ from .zero import Zero
 
 # Words of optimizers' names, and ours; bitsandbytes' "PagedAdamW" without a number keeps 32-bit states.
 OPTIMIZER_WORDS = (("8bit", "adamw-8bit"), ("lion", "lion"), ("adafactor", "adafactor"), ("sgd", "sgd"))
-GPUS_PER_NODE = 8
-NIC_GBPS = {"ampere": 200.0, "hopper": 400.0}  # per GPU, as most machines of configs/offers have them; where not stated
 
 
 def predict(row: Measurement) -> Prediction:
@@ -64,22 +65,20 @@ def _undecided(row: Measurement) -> Prediction:
     if not sparing.fits:
         return plain
     likelier = plain if plain.memory.allocated_bytes <= plain.memory.capacity_bytes else sparing
-    return replace(likelier, fits=None)
+    is_tuned = framework_of(row.text("framework")).fused and row.whole("zero_stage") < ZERO_WEIGHTS
+    quicker = plain if is_tuned else likelier  # such recipes are tuned not to recompute
+    return replace(likelier, fits=None, rate=quicker.rate)
 
 
 def _predict(row: Measurement, checkpointing: str) -> Prediction:
     whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
-    split = subject.split_of(row, whole)
-    ends = dict.fromkeys((0, split.pipeline - 1))
-    parts = [_part(row, whole, split, index, checkpointing) for index in ends]
+    parts = [_part(row, each, checkpointing) for each in _setting(row, whole).stages]
     fullest = max(parts, key=lambda part: part.memory.allocated_bytes)
-    seconds = _step_s(row, fullest) if split == WHOLE else None
-    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len")
     return Prediction(
         memory=fullest.memory,
         ledger=fullest.ledger,
         fits=fullest.memory.fits,
-        tokens_per_s_per_gpu=tokens / seconds if seconds else None,
+        rate=_rate(row, parts),
     )
 
 
@@ -92,51 +91,59 @@ class Part:
     memory: GpuMemory
 
 
-def _part(row: Measurement, whole: Model, split: Split, index: int, checkpointing: str) -> Part:
-    model = stage(whole, split, index)
-    setting = _setting(row, model, split)
-    stack = _stack(row, model, split, checkpointing)
-    ledger = evaluate(stack, setting)
+def _part(row: Measurement, setting: Setting, checkpointing: str) -> Part:
+    ledger = evaluate(_stack(row, setting, checkpointing), setting)
     if checkpointing == "selective":
         ledger = _selective(ledger, setting)
-    ledger = _pipelined(ledger, row, setting, split, index)
+    ledger = _outputs(ledger, row, setting)
     memory = memory_of(
         ledger,
         machine.capacity_of(row),
-        communicators=machine.communicators_of(row, split),
+        communicators=machine.communicators_of(row, setting.split),
         allocator=machine.allocator_of(row),
     )
     return Part(ledger=ledger, setting=setting, memory=memory)
 
 
-def _setting(row: Measurement, model: Model, split: Split) -> Setting:
+def _setting(row: Measurement, whole: Model) -> Setting:
+    """Ranks as stated; nodes of 8, or a rack, or the largest equal parts below."""
     if not row.whole("seq_len") or not row.whole("micro_batch"):
         raise Unsupported("sequence length or micro-batch is not stated")
-    micro_batch, micro_steps = row.whole("micro_batch"), row.micro_steps
-    sequences = micro_batch * micro_steps * row.replicas
-    seq_len = -(-row.whole("seq_len") // split.context)
-    ranks = min(row.replicas, GPUS_PER_NODE)
+    split = subject.split_of(row, whole)
+    gpus, most = row.replicas * split.ranks, machine.gpus_per_node(row)
+    ranks = max(size for size in range(1, min(gpus, most) + 1) if gpus % size == 0)
+    sequences = row.whole("micro_batch") * row.micro_steps * row.replicas
+    seq_len = row.whole("seq_len")
     return Setting(
-        workload=Workload(model=model, tokens=sequences * seq_len, seq_len=seq_len, global_batch=sequences),
-        nodes=-(-row.replicas // ranks),
+        workload=Workload(model=whole, tokens=sequences * seq_len, seq_len=seq_len, global_batch=sequences),
+        nodes=gpus // ranks,
         ranks_per_node=ranks,
-        micro_batch=micro_batch,
+        micro_batch=row.whole("micro_batch"),
+        split=split,
     )
 
 
-def _stack(row: Measurement, model: Model, split: Split, checkpointing: str) -> Stack:
+def _stack(row: Measurement, setting: Setting, checkpointing: str) -> Stack:
     framework, name = framework_of(row.text("framework")), optimizer_of(row)
+    model, split = setting.model, setting.split
     layers = subject.checkpointed_layers(checkpointing, model.layers)
     return Stack.of(
         Precision(subject.precision_of(row)),
         *_method(row, model),
         Optimizer(name),
         FrameworkKernels(subject.kernels_of(row, framework, split)),
+        _model_parallel(row, setting, framework),
         *((ChunkedLoss(),) if subject.loss_chunk_of(row, framework) else ()),
         Attention(subject.attention_of(row, model)),
         *((Checkpointing(layers),) if layers else ()),
         *_states(row, framework, split, name),
     )
+
+
+def _model_parallel(row: Measurement, setting: Setting, framework: Framework) -> ModelParallel:
+    gpu = machine.gpu_of(row)
+    spread = expert_domains(setting, machine.node_of(row, gpu)) if gpu and setting.split.expert > 1 else 1
+    return ModelParallel(setting.split, overlapped=framework.overlapped, expert_domains=spread)
 
 
 def _states(row: Measurement, framework: Framework, split: Split, optimizer: str) -> tuple[Strategy, ...]:
@@ -171,7 +178,7 @@ def _method(row: Measurement, model: Model) -> tuple[Strategy, ...]:
 
 def _selective(ledger: Ledger, setting: Setting) -> Ledger:
     """Results of some operations stay beside the checkpoints."""
-    tokens = setting.workload.seq_len * setting.micro_batch
+    tokens = setting.seq_len * setting.micro_batch
     size = subject.selectively_kept_bytes(setting.model, ledger.computation.precision.bytes, tokens)
     phases = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.RECOMPUTE)
     return ledger.plus(
@@ -179,61 +186,52 @@ def _selective(ledger: Ledger, setting: Setting) -> Ledger:
     )
 
 
-def _pipelined(ledger: Ledger, row: Measurement, setting: Setting, split: Split, index: int) -> Ledger:
-    """Other micro-batches wait for their backward pass on the stages of a pipeline; see `micro_batches_in_flight`."""
-    if split.pipeline == 1 or subject.is_layer_split(row):
+def _outputs(ledger: Ledger, row: Measurement, setting: Setting) -> Ledger:
+    """What the layers' split changes: DeepSpeed's pipeline keeps each waiting micro-batch's output; device_map none."""
+    if subject.is_layer_split(row):
+        return ledger.without(Item.WAITING)
+    framework, index = framework_of(row.text("framework")), setting.stage_index
+    if setting.split.pipeline == 1 or framework.sharding != "deepspeed":
         return ledger
-    in_flight = micro_batches_in_flight(split, index, setting.gradient_accumulation_steps)
-    kept = ledger.bytes_of(Item.SAVED, Item.CHECKPOINTS)
-    output = ledger.computation.precision.bytes * setting.model.hidden * setting.workload.seq_len * setting.micro_batch
-    framework = framework_of(row.text("framework"))
-    outputs = in_flight * output if framework.sharding == "deepspeed" else 0.0
-    why = f"{in_flight:.1f} micro-batches in flight on stage {index}"
-    size = round((in_flight - 1) * kept + outputs)
+    in_flight = micro_batches_in_flight(setting.split, index, setting.gradient_accumulation_steps)
+    output = ledger.computation.precision.bytes * setting.model.hidden * setting.seq_len * setting.micro_batch
     phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS)
-    return ledger.plus(Entry(Item.WAITING, Device.GPU, size, phases, why, Certainty.ASSUMED, framework.source))
+    why = f"outputs of {in_flight:.1f} micro-batches"
+    return ledger.plus(
+        Entry(Item.WAITING, Device.GPU, round(in_flight * output), phases, why, Certainty.ASSUMED, framework.source)
+    )
 
 
-def _step_s(row: Measurement, part: Part) -> float | None:
-    """Seconds of one optimizer step; None for a GPU that is not in the catalog, and for mixtures of experts."""
-    gpu, setting = machine.gpu_of(row), part.setting
-    if (
-        gpu is None
-        or subject.computes_in_8_bit(row)
-        or any(block.mlp and block.mlp.experts for block, _ in setting.model.distinct_blocks)
-    ):
+def _rate(row: Measurement, parts: Sequence[Part]) -> Rate | None:
+    """Tokens per second and GPU; None for a GPU that is not in the catalog."""
+    gpu, setting = machine.gpu_of(row), parts[0].setting
+    if gpu is None or subject.is_layer_split(row):
         return None
-    work = [
-        _of_its_time(w, framework_of(row.text("framework")).attention_generation)
-        for w in all_work(part.ledger, setting)
-    ]
-    step = price(
+    seconds = step_seconds(pipelined([_stage_time(row, part, gpu) for part in parts], setting.split))
+    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / setting.split.ranks
+    return Rate(tokens / seconds.upper, tokens / seconds.point, tokens / seconds.low)
+
+
+def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
+    """One stage's micro-steps, as if it were alone."""
+    framework, setting = framework_of(row.text("framework")), part.setting
+    work = [_of_its_time(w, framework, gpu) for w in all_work(part.ledger, setting)]
+    return price(
         work,
-        _node(row, gpu, setting),
+        machine.node_of(row, gpu),
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=part.ledger.computation.precision,
+        places=setting.places,
     )
-    return step.step_s
 
 
-def _of_its_time(work: Work, generation: str) -> Work:
-    """Attention kernels before FlashAttention-2 are slower by one factor."""
-    if work.resource is not Resource.ATTENTION or not generation:
-        return work
-    return replace(work, amount=work.amount / value("attention_generation", generation))
-
-
-def _node(row: Measurement, gpu: Gpu, setting: Setting) -> Node:
-    """The row's machine: 8 GPUs, the network as stated, else one NIC a GPU as its generation has them."""
-    stated = machine.network_gbps(row)
-    usual = NIC_GBPS.get(gpu.architecture.lower().split()[0], NIC_GBPS["hopper"]) * GPUS_PER_NODE
-    return Node(
-        gpu=gpu,
-        gpus=max(GPUS_PER_NODE, setting.ranks_per_node),
-        host_memory_bytes=None,
-        vcpus=None,
-        nvme_bytes=None,
-        internode_bytes_per_s=(stated or usual) * GBIT_BYTES,
-    )
+def _of_its_time(work: Work, framework: Framework, gpu: Gpu) -> Work:
+    """Kernels of another generation than those the rates were measured on are slower or faster by one factor."""
+    if work.resource is Resource.ATTENTION and framework.attention_generation:
+        return replace(work, amount=work.amount / value("attention_generation", framework.attention_generation))
+    if work.resource is Resource.MATMUL and is_young(gpu.architecture, framework.software):
+        return replace(work, amount=work.amount / value("matmul_generation", architecture_key(gpu.architecture)))
+    return work

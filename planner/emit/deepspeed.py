@@ -39,7 +39,7 @@ def ds_config(ledger: Ledger, setting: Setting) -> dict[str, Any]:
     keys = merged(
         ledger.deepspeed,
         {
-            "train_batch_size": setting.micro_batch * setting.gradient_accumulation_steps * setting.world_size,
+            "train_batch_size": setting.micro_batch * setting.gradient_accumulation_steps * setting.data_parallel,
             "steps_per_print": 10,
             "wall_clock_breakdown": False,
         },

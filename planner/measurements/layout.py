@@ -27,6 +27,7 @@ def layout_of(row: Measurement, framework: Framework, split: Split, state_bytes:
         state_shards=ranks if stage >= 1 else 1,
         gathered_bytes=element if stage == ZERO_WEIGHTS else 0,
         bucket_bytes=framework.bucket_bytes,
+        overlapped=framework.overlapped,
         whole_beside_shards=framework.whole_beside_shards,
         reduced=element if "PURE" in row.text("sharding") else 0,
         window_elements=LIVE_ELEMENTS if sharding_of(row, framework) == "deepspeed" and stage == ZERO_WEIGHTS else 0,

@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 from ..catalog import find_gpu
+from ..efficiency import architecture_key
 from ..errors import InputError
+from ..fabrics import named_fabric
 from ..frameworks import framework_of
-from ..hardware import Gpu
+from ..hardware import Gpu, Node
+from ..machines import on_a_desktop
 from ..memory import Allocator
 from ..parallel import Split
-from ..units import GIB
+from ..units import GBIT_BYTES, GIB
 from .subject import is_layer_split
 from .table import Measurement, Unsupported
+
+GPUS_PER_NODE = 8
+TRAY = 4  # GPUs of one node of a rack (GB200, GB300 NVL72)
+USUAL_FABRIC = "infiniband"  # of the clusters that have one NIC a GPU, where a row says nothing
+NIC_GBPS = {
+    "ampere": 200.0,
+    "hopper": 400.0,
+    "blackwell": 400.0,
+}  # per GPU, as most machines of configs/offers have them
 
 DRIVER_SHARE = 0.985  # A100-80: 79.14 of 80 GiB, H100-80: 79.11, RTX 4090: 23.6 of 24; configs/gpus.toml
 
 
 def gpu_of(row: Measurement) -> Gpu | None:
     """The catalog's accelerator, if it has the row's."""
-    return _gpu(row.text("gpu"), row.number("gpu_mem_gb")) if row.text("gpu") else None
+    known = _gpu(row.text("gpu"), row.number("gpu_mem_gb")) if row.text("gpu") else None
+    limit = POWER.search(row.text("gpu"))
+    limited = _limited(known, float(limit[1])) if known and limit else known
+    return on_a_desktop(limited, row.whole("n_gpus", 1)) if limited else None
+
+
+POWER = re.compile(r"\b([0-9]{2,4}) ?W\b")
+
+
+@lru_cache(maxsize=64)
+def _limited(gpu: Gpu, watts: float) -> Gpu:
+    """One value for equal cards: caches are keyed by identity."""
+    return replace(gpu, tdp_w=watts)
 
 
 @lru_cache(maxsize=1024)
@@ -80,3 +105,33 @@ def network_gbps(row: Measurement) -> float:
         return float(links[1]) * float(links[2])
     plain = RATE.search(text)
     return float(plain[1]) if plain else 0.0
+
+
+def gpus_per_node(row: Measurement) -> int:
+    """GPUs that NVLink or PCIe joins: 8, or 4 of a rack."""
+    gpu = gpu_of(row)
+    in_rack = gpu is not None and "grace" in gpu.architecture.lower() and gpu.link.startswith("NVLink5")
+    return TRAY if in_rack else GPUS_PER_NODE
+
+
+def node_of(row: Measurement, gpu: Gpu) -> Node:
+    """The row's machine: the network as stated, else one NIC a GPU as its generation has them."""
+    gpus = gpus_per_node(row)
+    usual = NIC_GBPS.get(architecture_key(gpu.architecture), NIC_GBPS["hopper"]) * gpus
+    stated = network_gbps(row)
+    fabric = named_fabric(row.text("interconnect")) or (None if stated else USUAL_FABRIC)
+    return _node(gpu, gpus, stated or usual, fabric)
+
+
+@lru_cache(maxsize=256)
+def _node(gpu: Gpu, gpus: int, gbps: float, fabric: str | None) -> Node:
+    """One value for equal machines: caches are keyed by identity."""
+    return Node(
+        gpu=gpu,
+        gpus=gpus,
+        host_memory_bytes=None,
+        vcpus=None,
+        nvme_bytes=None,
+        internode_bytes_per_s=gbps * GBIT_BYTES,
+        fabric=fabric,
+    )

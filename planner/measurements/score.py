@@ -22,6 +22,15 @@ WORST = 10
 LARGEST_LINES = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Tokens per second and GPU, with the 80 % band."""
+
+    low: float
+    point: float
+    upper: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What we would have said of one row."""
@@ -29,7 +38,7 @@ class Prediction:
     memory: GpuMemory
     ledger: Ledger
     fits: bool | None  # None: the row leaves open what decides it
-    tokens_per_s_per_gpu: float | None  # None: time is not modelled for this configuration
+    rate: Rate | None  # None: time is not modelled for this configuration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,9 +201,6 @@ def _memory_row(row: Measurement, p: Prediction) -> Scored:
 
 UNTIMED = "time is not modelled for this parallelism, precision, mixture or GPU"
 UNCOUNTED = "a step time, but not how many sequences a step has"
-TIME_BAND = (
-    0.15  # 80 % of the dense rows of tests/data/throughput_dense.csv lie within far less; one table, so not less
-)
 
 
 def _time(predicted: Sequence[tuple[Measurement, Attempt]]) -> Errors:
@@ -209,13 +215,12 @@ def _untimed(row: Measurement, p: Attempt) -> str:
         return p
     if not row.tokens_per_s_per_gpu:
         return UNCOUNTED
-    return UNTIMED if p.tokens_per_s_per_gpu is None else ""
+    return UNTIMED if p.rate is None else ""
 
 
 def _time_row(row: Measurement, p: Prediction) -> Scored:
-    rate = p.tokens_per_s_per_gpu or 0.0
-    low, upper = rate * (1 - TIME_BAND), rate * (1 + TIME_BAND)
-    return Scored(row=row, predicted=rate, measured=row.tokens_per_s_per_gpu, low=low, upper=upper)
+    rate = p.rate or Rate(0.0, 0.0, 0.0)
+    return Scored(row=row, predicted=rate.point, measured=row.tokens_per_s_per_gpu, low=rate.low, upper=rate.upper)
 
 
 OPEN = "activation checkpointing is not stated, and whether it fits depends on it"

@@ -54,7 +54,8 @@ def _built(name: str, shape: tuple[int, ...], tied: bool, params: float, seq_len
     if not (layers and ffn) or hidden % heads:
         raise Unsupported("layers, MLP width or heads are not stated and cannot be solved")
     if plain:
-        return _gpt(name, layers, hidden, heads, head_dim or hidden // heads, ffn, vocab, seq_len, tied=tied)
+        groups = (heads, kv_heads or heads, head_dim or hidden // heads)
+        return _gpt(name, layers, hidden, groups, ffn, vocab, seq_len, tied=tied)
     config: dict[str, object] = {
         "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads or heads, "intermediate_size": ffn, "vocab_size": vocab,
@@ -81,7 +82,7 @@ def _solved_layers(hidden: int, ffn: int, vocab: int, params: float) -> int:
 
 
 def _gpt(
-    name: str, layers: int, hidden: int, heads: int, head_dim: int, ffn: int, vocab: int, seq_len: int, *, tied: bool
+    name: str, layers: int, hidden: int, groups: tuple[int, int, int], ffn: int, vocab: int, seq_len: int, *, tied: bool
 ) -> Model:
     """A GPT of the given shape: layer norms, one projection for q, k and v, two MLP matrices, learned positions."""
 
@@ -91,18 +92,19 @@ def _gpt(
     def table(what: str, rows: int) -> Parameter:
         return Parameter(name=f"{what}.weight", shape=(rows, hidden), kind=ParameterKind.EMBEDDING)
 
+    heads, kv_heads, head_dim = groups
     rope = head_dim if name.lower().startswith(ROTARY) else 0
     block = Block(
         parameters=(
             norm("norm_1"),
-            *linear("attn.query_key_value", hidden, 3 * heads * head_dim),
+            *linear("attn.query_key_value", hidden, (heads + 2 * kv_heads) * head_dim),
             *linear("attn.out_proj", heads * head_dim, hidden),
             norm("norm_2"),
             *linear("mlp.dense_h_to_4h", hidden, ffn),
             *linear("mlp.dense_4h_to_h", ffn, hidden),
         ),
         norm=NormStyle.LAYER,
-        attention=Attention(heads=heads, kv_heads=heads, head_dim=head_dim, fused_qkv=True, rope_dim=rope),
+        attention=Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, fused_qkv=True, rope_dim=rope),
         mlp=Mlp(kind=MlpKind.PLAIN, activation="gelu", intermediate=ffn),
     )
     return Model(

@@ -44,6 +44,18 @@ def computes_in_8_bit(row: Measurement) -> bool:
     return any(word in text for word in ("fp8", "fp4", "int8"))
 
 
+def matmul_bits_of(row: Measurement) -> int:
+    """Bits of the operands of a layer's multiplications; 0: as the precision.
+
+    >>> from trainplan.planner.measurements.table import Measurement
+    >>> matmul_bits_of(Measurement(line=2, texts={"precision": "NVFP4"}, numbers={}))
+    4
+    """
+    if not computes_in_8_bit(row):
+        return 0
+    return 4 if "fp4" in row.text("precision").lower() else 8
+
+
 def precision_of(row: Measurement) -> Precision:
     """The precision of weights and activations.
 
@@ -59,6 +71,8 @@ def precision_of(row: Measurement) -> Precision:
 def attention_of(row: Measurement, model: Model) -> AttentionImplementation:
     """Eager where the row says so."""
     eager = "eager" in row.text("attn_impl").lower()
+    if framework_of(row.text("framework")).fused and not eager:
+        return AttentionImplementation.FLASH  # its own kernels know sinks and soft caps
     return effective_attention(model, AttentionImplementation.EAGER if eager else AttentionImplementation.FLASH)
 
 
@@ -129,6 +143,8 @@ def kernels_of(row: Measurement, framework: Framework, split: Split) -> Kernels:
         fused=framework.fused or row.text("compile").lower().startswith(("yes", "torch.compile")),
         quantized_input=framework.quantized_input,
         sequence_shards=shards,
+        context_shards=split.context,
+        matmul_bits=matmul_bits_of(row),
         logit_bytes=framework.logit_bytes,
     )
 
@@ -150,7 +166,7 @@ def split_of(row: Measurement, model: Model) -> Split:
     split = Split(
         tensor=row.whole("tp", 1),
         pipeline=row.whole("n_gpus", 1) if is_layer_split(row) else row.whole("pp", 1),
-        virtual=row.whole("vpp", 1),
+        virtual=_chunks(row, model),
         context=row.whole("cp", 1),
         expert=row.whole("ep", 1),
         sequence=row.whole("tp", 1) > 1 and _sequence_parallel(row),
@@ -161,6 +177,14 @@ def split_of(row: Measurement, model: Model) -> Split:
     if found:
         raise Unsupported("; ".join(found))
     return split
+
+
+def _chunks(row: Measurement, model: Model) -> int:
+    """Model chunks of a pipeline rank: as stated, else the framework's habit."""
+    stages = row.whole("pp", 1)
+    if row.whole("vpp") or stages == 1 or model.layers % stages:
+        return row.whole("vpp", 1)
+    return model.layers // stages if framework_of(row.text("framework")).interleaved else 1
 
 
 def loss_chunk_of(row: Measurement, framework: Framework) -> bool:

@@ -49,11 +49,12 @@ LARGEST_MISS = 0.20
 
 A100 = {"bf16": 312e12, "link": 300e9, "host": 31e9, "ceiling": 0.869}
 H100 = {"bf16": 989e12, "link": 450e9, "host": 63e9, "ceiling": 0.803}
-# (figures, architecture, memory bytes/s, network of one node: 1600 Gb/s as the source says; H100's it does not: 3200)
+# (figures, architecture, memory bytes/s, network of one node: 1600 Gb/s RoCE as the source says; of H100 it says
+# nothing: 3200 Gb/s InfiniBand)
 MACHINES = {
-    "A100-40GB": (A100, "Ampere sm80", 1.555e12, 200e9),
-    "A100-80GB": (A100, "Ampere sm80", 2.039e12, 200e9),
-    "H100-80GB-SXM": (H100, "Hopper sm90", 3.35e12, 400e9),
+    "A100-40GB": (A100, "Ampere sm80", 1.555e12, 200e9, "roce"),
+    "A100-80GB": (A100, "Ampere sm80", 2.039e12, 200e9, "roce"),
+    "H100-80GB-SXM": (H100, "Hopper sm90", 3.35e12, 400e9, "infiniband"),
 }
 OPTIMIZER_BYTES = 40  # Adam on fp32 states: read p, m, v, g and write p, m, v, plus the norm's pass over g and the cast
 
@@ -61,7 +62,7 @@ OPTIMIZER_BYTES = 40  # Adam on fp32 states: read p, m, v, g and write p, m, v, 
 @lru_cache
 def node(gpu_name: str) -> Node:
     """The source's 8-GPU machine."""
-    figures, architecture, memory, network = MACHINES[gpu_name]
+    figures, architecture, memory, network, fabric = MACHINES[gpu_name]
     gpu = Gpu(
         name=gpu_name,
         full_name=f"{gpu_name}-SXM",
@@ -83,7 +84,13 @@ def node(gpu_name: str) -> Node:
         sources=(),
     )
     return Node(
-        gpu=gpu, gpus=GPUS_PER_NODE, host_memory_bytes=None, vcpus=None, nvme_bytes=None, internode_bytes_per_s=network
+        gpu=gpu,
+        gpus=GPUS_PER_NODE,
+        host_memory_bytes=None,
+        vcpus=None,
+        nvme_bytes=None,
+        internode_bytes_per_s=network,
+        fabric=fabric,
     )
 
 

@@ -95,13 +95,13 @@ MARKETS: dict[str, tuple[Offer, ...]] = {
         small("l40s", 280, gpus=2, usd=0.3, host_mib=2000),
     ),
     "shard": (
-        small("a100-40", 330, gpus=2, usd=1.0, host_mib=2000),
-        small("a100-40", 290, gpus=4, usd=0.9, host_mib=2000),
+        small("a100-40", 240, gpus=2, usd=1.0, host_mib=2000),
+        small("a100-40", 290, gpus=4, usd=2.0, host_mib=2000),
     ),
     "share": (small("a100-40", 120, gpus=2, usd=1.0, host_mib=900),),
     "offload": (
         small("a100-40", 200, gpus=1, usd=1.0, host_mib=700),
-        small("l40s", 120, gpus=2, usd=0.8, host_mib=300),
+        small("l40s", 120, gpus=2, usd=0.7, host_mib=300),
     ),
     "little host": (
         small("a100-40", 300, gpus=2, usd=1.0, host_mib=120),
@@ -164,6 +164,21 @@ def test_fewest_gpus(market: str) -> None:
     fitting = [c.gpus for c in brute(market, (Method.FULL,)) if c.fits]
     found = best(explored(market, (Method.FULL,)), Limits(max_gpus=MAX_GPUS), Objective.GPUS)
     assert (found[0].gpus if found else None) == min(fitting, default=None)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the line in g of gpu_loss is 0.7 % above the ledger at k = 1, g = 18 of 19 sub-groups, so k = 2 is taken: "
+    "0.15 % dearer; the bytes of the last, smaller sub-group are no line in g",
+)
+def test_one_gpu_and_nearly_all_sub_groups_is_brute_force() -> None:
+    """The first offer of the market "offload", alone."""
+    offers, members = MARKETS["offload"][:1], all_families((Method.FULL,))
+    limits = Limits(max_gpus=MAX_GPUS)
+    found = best(explore(WORKLOAD, offers, members, Demand(max_gpus=MAX_GPUS)), limits, Objective.COST)
+    assert found is not None
+    least = min(c.cost.usd for c in every_candidate(offers, members, MAX_GPUS) if within(c, limits))
+    assert found[0].cost.usd == pytest.approx(least, rel=2e-6)
 
 
 def test_the_markets_bind() -> None:

@@ -102,6 +102,6 @@ def test_every_constant_has_a_source_and_a_kind() -> None:
         for name, figure in rows.items():
             where = f"{table}.{name}"
             assert figure.value > 0, where
-            assert figure.kind in {"measured", "derived", "fitted", "assumed"}, where
+            assert figure.kind in {"measured", "derived", "fitted", "datasheet", "assumed"}, where
             assert len(figure.source) > 10 or figure.source == "as hopper", where
             assert figure.date[:2] == "20", where

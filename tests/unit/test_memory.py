@@ -35,7 +35,7 @@ def node(host_gib: int | None) -> Node:
 def test_the_three_numbers() -> None:
     """reserved = allocated (1 + f); device = reserved + context + communicators; what steps need decides what fits."""
     ledger = EMPTY.plus(Entry(Item.WEIGHTS, Device.GPU, 10 * GIB, ALWAYS, ""))
-    memory = gpu_memory(ledger, GPU, 8)
+    memory = gpu_memory(ledger, GPU, 1)
     share, fixed = overhead("fragmentation"), (overhead("context"), overhead("collectives"))
     assert memory.allocated_bytes == 10 * GIB
     assert memory.reserved_bytes == round(10 * GIB * (1 + share.point))
@@ -80,7 +80,7 @@ def ends(figure: Overhead) -> tuple[float, float, float]:
 def test_the_ranges_are_in_order_where_tensors_exceed_the_card() -> None:
     """Each end of device memory is above that of reserved memory, though the upper ends are cut at the capacity."""
     line = Entry(Item.SAVED, Device.GPU, 40 * GIB, ALWAYS, "", Certainty.TRACED)
-    memory = gpu_memory(EMPTY.plus(line), GPU, 8)
+    memory = gpu_memory(EMPTY.plus(line), GPU, 1)
     for inner, outer in ((memory.allocated, memory.reserved), (memory.reserved, memory.device)):
         assert all(a <= b for a, b in zip(band_ends(inner), band_ends(outer), strict=True))
 
@@ -145,7 +145,7 @@ def test_the_upper_bound_decides() -> None:
     """A ledger whose point estimate fits and whose bound does not, does not fit."""
     capacity = GPU.memory_bytes
     tight = EMPTY.plus(Entry(Item.WEIGHTS, Device.GPU, int(capacity * 0.93), ALWAYS, ""))
-    memory = gpu_memory(tight, GPU, 1)
+    memory = gpu_memory(tight, GPU, 0)
     assert memory.reserved_bytes < capacity
     assert not memory.fits
 
@@ -155,7 +155,7 @@ def test_the_fullest_phase_is_named() -> None:
     ledger = EMPTY.plus(
         Entry(Item.WEIGHTS, Device.GPU, 1, ALWAYS, ""), Entry(Item.LOGITS, Device.GPU, 1, (Phase.LOSS,), "")
     )
-    assert gpu_memory(ledger, GPU, 1).fullest is Phase.LOSS
+    assert gpu_memory(ledger, GPU, 0).fullest is Phase.LOSS
 
 
 def test_the_host_holds_all_ranks() -> None:

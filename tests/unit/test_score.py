@@ -10,11 +10,11 @@ from trainplan.planner.ledger import ALWAYS, Device, Entry, Item, Ledger, Phase,
 from trainplan.planner.measurements.document import document
 from trainplan.planner.measurements.score import (
     OPEN,
-    TIME_BAND,
     UNCOUNTED,
     UNTIMED,
     Errors,
     Prediction,
+    Rate,
     Scored,
     Validation,
     band_of,
@@ -47,7 +47,8 @@ def predicted(*, fits: bool | None = True, rate: float | None = 100.0) -> Predic
         upper_bound_bytes=22 * GIB,
         fullest=Phase.LOSS,
     )
-    return Prediction(memory=memory, ledger=LEDGER, fits=fits, tokens_per_s_per_gpu=rate)
+    band = None if rate is None else Rate(0.9 * rate, rate, 1.2 * rate)
+    return Prediction(memory=memory, ledger=LEDGER, fits=fits, rate=band)
 
 
 def judged(*rows: dict[str, str], predict: Callable[[Measurement], Prediction] = lambda _: predicted()) -> Validation:
@@ -144,12 +145,12 @@ def test_what_cannot_be_expressed_is_counted_and_named() -> None:
 
 
 def test_time() -> None:
-    """Tokens per second and GPU, in a range of TIME_BAND; what is not modelled or not stated is named."""
+    """Tokens per second and GPU, in the band that was predicted; what is not modelled or not stated is named."""
     cells = {"tokens_per_s_per_gpu": "110"}
     (scored,) = judged(cells).time.scored
     assert scored.error == pytest.approx(100 / 110 - 1)
     assert scored.within
-    assert scored.upper == pytest.approx(100 * (1 + TIME_BAND))
+    assert (scored.low, scored.upper) == (90, 120)
     untimed = judged(cells, predict=lambda _: predicted(rate=None)).time
     assert [reason for _, reason in untimed.unsupported] == [UNTIMED]
     uncounted = judged({"step_time_s": "2", "grad_accum": ""}).time
