@@ -49,11 +49,13 @@ def _titles(found: Document) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def _section(title: str, head: tuple[str, ...], answers: Sequence[Document], question: str) -> str:
+    """The answers to one question; a table with models has no room for offers."""
     rows = [a for a in answers if a["question"] == question]
-    cells = [(*_first(a, len(head)), *_plan(a["plan"])) for a in rows]
-    names = 1 + (head[1] == "model")
-    align = "l" * names + "r" * (len(head) - names) + "rrlll"
-    shown = table(cells, header=(*head, *PLAN), align=align, indent="  ")
+    names, shown_plan = (2, (0, 1, 2, 4)) if head[1] == "model" else (1, (0, 1, 2, 3, 4))
+    cells = [(*_first(a, len(head)), *(_plan(a["plan"])[i] for i in shown_plan)) for a in rows]
+    header = (*head, *(PLAN[i] for i in shown_plan))
+    align = ("l" * names).ljust(len(head) + 2, "r").ljust(len(header), "l")
+    shown = table(cells, header=header, align=align, indent="  ")
     stops = table([(a["method"], _stops(a)) for a in rows], align="ll", indent="  ")
     return f"{title}\n{shown}\n  what stops more\n{stops}"
 

@@ -104,13 +104,13 @@ def test_tokens_are_whole_steps() -> None:
 
 
 def test_slower_kernels_lower_the_mfu() -> None:
-    """On one GPU without traffic the step takes 4/3 of the time, but for what launches and hosts take."""
-    search = searched(gpus="1xa100-80", forbid=("offload-optimizer-cpu",))
+    """A step takes up to 4/3 of the time, launches and links as long as before; MFU is against the datasheet's peak."""
+    search = searched(gpus="1xa100-80")
     o, chosen = answer(search, Stress(kernel_rate=0.75)), decide(search)[0]
-    assert o.kept.time.step_s / chosen.time.step_s == pytest.approx(4 / 3, rel=0.02)
-    every = found(gpus="1xa100-80").to_dict()
-    (under_stress,) = (row["mfu"] for row in every["scenarios"] if row["name"] == "mfu")
-    assert under_stress == pytest.approx(0.75 * every["mfu"], rel=0.02)
+    slower = o.kept.time.step_s / chosen.time.step_s
+    assert 1.2 < slower <= 4 / 3 * (1 + 1e-9)
+    assert o.holds
+    assert o.to_dict()["mfu"] == pytest.approx(found(gpus="1xa100-80").to_dict()["mfu"] / slower, rel=1e-9)
 
 
 def test_keeping_never_pays() -> None:
