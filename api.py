@@ -15,14 +15,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .planner import catalog
-from .planner.candidate import Candidate, Constraint, assess, constraints, step_time
+from .planner.candidate import Candidate, Constraint, assess, constraints, let, step_time
 from .planner.computation import Adapters, default_targets
 from .planner.day_sooner import day_sooner
 from .planner.decide import Search, alternatives, decide, frontier
 from .planner.emit.deepspeed import ds_config
 from .planner.errors import InputError, NoPlan, listed
 from .planner.hardware import Offer, Tier
-from .planner.machines import machine_for, offers_for, parse_gpus
+from .planner.machines import machines_for, offers_for, parse_gpus
 from .planner.model import Model
 from .planner.models import load_model
 from .planner.parallel import WHOLE, Split
@@ -38,11 +38,12 @@ from .planner.plan import (
     warnings_for,
 )
 from .planner.program import Limits
-from .planner.request import CHEAPEST, Request
+from .planner.request import CHEAPEST, LARGEST_AMOUNT, Request, flag
+from .planner.run import LEAST_PROGRESS
 from .planner.search import Demand, explore
 from .planner.stress import AS_ASSUMED, Stress
 from .planner.transform import Setting
-from .planner.units import HOUR_S, parse_count, parse_duration_s
+from .planner.units import HOUR_S, duration, parse_count, parse_duration_s
 from .planner.workload import Method, Precision
 from .strategies.model_parallel import check_split, cut
 from .strategies.offload_optimizer import GROUPS
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from .strategies.traced import Traced
 
 Progress = Callable[[str], None]
+AMOUNTS = {flag(name).replace("-", "_"): name for name in LARGEST_AMOUNT}  # options by the request's names
 
 
 def _silent(_: str) -> None:
@@ -108,14 +110,19 @@ def _option(key: str, value: Any) -> dict[str, Any]:
     if key == "gpus":
         names, number = parse_gpus(str(value))
         return {"gpus": names} | ({"gpu_count": number} if number else {})
-    if key in ("tokens", "seq_len", "global_batch") and isinstance(value, str):
+    if key in ("tokens", "seq_len", "global_batch", "eval_tokens") and isinstance(value, str):
         return {key: parse_count(value, where=f"--{key.replace('_', '-')}")}
     if key == "deadline":
         return {"deadline_s": parse_duration_s(value, where="--deadline") if isinstance(value, str) else float(value)}
+    if key == "checkpoint_every":
+        seconds = parse_duration_s(value, where="--checkpoint-every") if isinstance(value, str) else float(value)
+        return {"checkpoint_every_s": seconds}
     if key == "budget":
         return {"budget": _budget(value)}
-    if key == "price":
-        return {"price_usd_per_gpu_hour": float(value)}
+    if key in AMOUNTS:
+        return {AMOUNTS[key]: float(value)}
+    if key == "prices":
+        return {"prices": str(value)}
     if key == "tier":
         return {"tier": Tier(value)}
     if key == "method":
@@ -182,7 +189,7 @@ def _search(
         most_hours=most_hours,
     )
     offers = [stress.offer(offer) for offer in offers_for(wanted)]
-    space = explore(wanted.workload(model), offers, families(choices, model), demand, progress)
+    space = explore(stress.workload(wanted.workload(model)), offers, families(choices, model), demand, progress)
     limits = Limits(budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, max_gpus=wanted.max_gpus)
     return Search(
         request=wanted,
@@ -201,7 +208,8 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
         progress: called with a line of text now and then.
         wanted: a finished request, instead of options.
         options: as on the command line: gpus="a100-80", budget=250_000 or "cheapest", method="lora", tokens="2B",
-            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), kernels="liger", compile=True, ...
+            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), kernels="liger", compile=True,
+            checkpoint_every="2h", storage_gbps=50.0, grid_kgco2_per_kwh=0.06, ...
 
     Raises:
         InputError: the request contradicts itself.
@@ -264,10 +272,11 @@ def breakeven(
     spot_usd_per_gpu_hour: float | None = None,
     reserved_usd_per_gpu_hour: float | None = None,
     term: str | None = None,
-    capital_per_node: float | None = None,
+    capital: float | None = None,
     years: float | None = None,
-    node_kw: float | None = None,
+    power_kw: float | None = None,
     usd_per_kwh: float | None = None,
+    hosting_usd: float | None = None,
     progress: Progress = _silent,
     wanted: Request | None = None,
     **options: Any,
@@ -278,11 +287,12 @@ def breakeven(
         model, progress, wanted, options: as in `plan`.
         spot_usd_per_gpu_hour: the plan's machines on spot, where the catalog does not know it.
         reserved_usd_per_gpu_hour: the plan's machines under a commitment, likewise.
-        term: of the commitment, such as "90d"; a year where left out.
-        capital_per_node: USD for a node of one's own.
+        term: of the commitment, such as "90d"; where left out the price list's, or a year.
+        capital: USD for a node of one's own; ``pue`` and the next three are needed too.
         years: until it is worth nothing.
-        node_kw: kW drawn by a node in use, cooling included.
+        power_kw: kW drawn by a node while it trains.
         usd_per_kwh: USD.
+        hosting_usd: space, staff, network: USD per node and year.
 
     Raises:
         InputError: the request contradicts itself, or a price is out of range.
@@ -301,21 +311,23 @@ def breakeven(
     quotes = Quotes(
         spot_usd_per_gpu_hour=spot_usd_per_gpu_hour,
         reserved_usd_per_gpu_hour=reserved_usd_per_gpu_hour,
-        **({} if term is None else {"term_h": parse_duration_s(term, where="--term") / HOUR_S}),
-        capital_per_node=capital_per_node,
+        term_h=None if term is None else parse_duration_s(term, where="--term") / HOUR_S,
+        capital=capital,
         years=years,
-        node_kw=node_kw,
+        power_kw=power_kw,
+        pue=wanted.pue,
         usd_per_kwh=usd_per_kwh,
+        hosting_usd=hosting_usd,
     )
     quotes.check()
     chosen = decide(_search(loaded, wanted, progress, wanted.allowed))[0]
-    rows = break_evens(chosen, quotes, _on_spot(loaded, wanted, chosen))
+    rows = break_evens(chosen, wanted, quotes, _on_spot(loaded, wanted, chosen))
     return BreakEvens(request=wanted, candidate=chosen, rows=rows)
 
 
 def _on_spot(model: Model, wanted: Request, chosen: Candidate) -> Candidate | None:
     """The cheapest plan of the same method on spot machines; None where the catalog has none that fits."""
-    if wanted.tier is Tier.SPOT or wanted.price_usd_per_gpu_hour is not None:
+    if wanted.tier is Tier.SPOT or wanted.owns:
         return None
     asked = replace(wanted, tier=Tier.SPOT, methods=(chosen.method,), budget=None)
     try:
@@ -512,7 +524,7 @@ def _fixed(
     """Assess one configuration on the offer named, or on the cheapest, whose nodes make up the count.
 
     Raises:
-        InputError: no machine, or a batch that does not divide.
+        InputError: no machine, a batch that does not divide, or failures that never let the run end.
     """
     if wanted.gpu_count is None:
         raise InputError(
@@ -520,15 +532,40 @@ def _fixed(
         )
     wanted.check(model)
     method = wanted.methods[0] if wanted.methods else Method.FULL
-    machine = machine_for(wanted, wanted.gpu_count, preferred=offer)
-    setting = _setting(model, wanted, machine, micro_batch, split)
     family = one_family(facts, replace(_choices(wanted, model), methods=(method,)), model)
-    stack = cut(family.at(layers, groups), setting, machine.node)
-    refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
-    if refusals:
-        raise InputError(f"strategies: {refusals[0]}; choose another")
-    candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
-    return Estimate(request=wanted, candidate=candidate)
+
+    def on(machine: Offer) -> Candidate:
+        setting = _setting(model, wanted, machine, micro_batch, split)
+        stack = cut(family.at(layers, groups), setting, machine.node)
+        refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
+        if refusals:
+            raise InputError(f"strategies: {refusals[0]}; choose another")
+        candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+        _check_end(candidate)
+        return candidate
+
+    def broken_then_dollars(c: Candidate) -> tuple[int, float]:
+        return sum(1 for limit in let(c) if not limit.holds), c.cost.usd
+
+    candidates = [on(machine) for machine in machines_for(wanted, wanted.gpu_count, preferred=offer)]
+    return Estimate(request=wanted, candidate=min(candidates, key=broken_then_dollars))
+
+
+def _check_end(candidate: Candidate) -> None:
+    """Whether failures let the run end.
+
+    Raises:
+        InputError: they do not.
+    """
+    run = candidate.cost.run
+    if run.ends:
+        return
+    often, back = (duration(h * HOUR_S) for h in (run.kept.between_failures_h, run.kept.restart_h))
+    raise InputError(
+        f"the run never ends: {candidate.gpus} GPUs fail every {often} and take {back} to be back; allowed is "
+        f"{LEAST_PROGRESS:.0%} of the time for work, and more; use fewer GPUs, or other --mtbf-gpu-hours, "
+        "--storage-gbps or --checkpoint-every"
+    )
 
 
 def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, split: Split) -> Setting:

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from .plan_options import BY_HAND, CHOICE, FLEET, JOB, JSON, MACHINES, STRATEGIES, WHAT, Sectioned, applied
+from .plan_options import BY_HAND, CHOICE, FLEET, JOB, JSON, MACHINES, PRICES, RUN, STRATEGIES, WHAT, Sectioned, applied
 
 
 @click.command(name="afford", cls=Sectioned)
-@applied(WHAT, JOB, MACHINES, FLEET, CHOICE, STRATEGIES, JSON)
+@applied(WHAT, JOB, MACHINES, FLEET, PRICES, CHOICE, RUN, STRATEGIES, JSON)
 def command(as_json: bool, **options: Any) -> None:
     """Say what a budget and a deadline buy, under each method allowed (any, unless --method names some).
 

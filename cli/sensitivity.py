@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from .plan_options import CHOICE, FLEET, JOB, JSON, MACHINES, STRATEGIES, WHAT, Sectioned, applied
+from .plan_options import CHOICE, FLEET, JOB, JSON, MACHINES, PRICES, RUN, STRATEGIES, WHAT, Sectioned, applied
 
 
 @click.command(name="sensitivity", cls=Sectioned)
-@applied(WHAT, JOB, MACHINES, FLEET, CHOICE, STRATEGIES, JSON)
+@applied(WHAT, JOB, MACHINES, FLEET, PRICES, CHOICE, RUN, STRATEGIES, JSON)
 def command(as_json: bool, **options: Any) -> None:
     """Plan again with other rates, prices, tokens and failures: does the decision hold, and what would keeping it cost?
 

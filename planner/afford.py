@@ -187,8 +187,8 @@ def most_tokens(model: Model, wanted: Request, method: Method, searcher: Searche
         return replace(wanted, methods=(method,), tokens=steps * batch)
 
     progress(f"most tokens, {method.value}")
-    space = searcher(model, asked(1), False)
-    start = _steps_paid(space, most)
+    start = _steps_paid(searcher(model, replace(wanted, methods=(method,)), False), most)
+    space = searcher(model, asked(max(1, start)), False)
     if start:
         start = last(lambda steps: _again(space, asked(steps), model).cheapest() is not None, start, most)
 
@@ -211,18 +211,18 @@ def most_tokens(model: Model, wanted: Request, method: Method, searcher: Searche
 
 
 def _again(search: Search, wanted: Request, model: Model) -> Search:
-    """The explored space with other tokens: they multiply every bill alike, so it holds every best plan."""
+    """The explored space with other tokens, of which the best plan is nearly the best there is: a place to look."""
     return replace(search, request=wanted, space=rebilled(search.space, wanted.workload(model)))
 
 
-def _steps_paid(one_step: Search, most: int) -> int:
-    """About how many steps the cheapest plan of one step may be repeated; where a bisection begins."""
-    found = one_step.cheapest()
+def _steps_paid(search: Search, most: int) -> int:
+    """About how many steps the limits pay for, at the rate of the cheapest plan; where a bisection begins."""
+    found = search.cheapest(limits=replace(search.any_money, deadline_s=math.inf))
     if not found:
         return 0
-    cost, limits = found[0].cost, one_step.limits
+    cost, limits, steps = found[0].cost, search.limits, found[0].setting.workload.steps
     paid = min(limits.budget_usd / cost.usd if cost.usd else math.inf, limits.deadline_s / HOUR_S / cost.hours)
-    return int(max(1, min(most, paid)))
+    return int(max(1, min(most, paid * steps)))
 
 
 def longest_context(model: Model, wanted: Request, method: Method, searcher: Searcher, progress: Progress) -> Answer:

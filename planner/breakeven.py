@@ -11,16 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import catalog
+from .billing import HOURS_PER_MONTH, HOURS_PER_YEAR, PLAIN
 from .candidate import Candidate, assess
-from .cost import goodput
+from .cost import run_cost
 from .efficiency import value
+from .errors import InputError
 from .hardware import Offer, Tier
+from .machines import offers_for
 from .plan import decision, summary
-from .quotes import YEAR_H, Quotes, flag
+from .quotes import Quotes, flag
 from .request import Request
-from .units import HOUR_S
 
-MONTH_H = YEAR_H / 12
 LONGEST_H = 1e6  # hours between interruptions that count as "never interrupted"
 SHORTEST_H = 1e-4
 BISECTIONS = 80  # halvings of the logarithm: beyond what a float tells apart
@@ -76,11 +77,14 @@ class BreakEvens:
         }
 
 
-def break_evens(chosen: Candidate, quotes: Quotes, spot_plan: Candidate | None) -> tuple[BreakEven, ...]:
+def break_evens(
+    chosen: Candidate, request: Request, quotes: Quotes, spot_plan: Candidate | None
+) -> tuple[BreakEven, ...]:
     """Spot on the plan's machines, spot planned anew, a commitment, buying.
 
     Args:
         chosen: the plan.
+        request: of the plan; says where prices are read.
         quotes: the user's prices.
         spot_plan: the cheapest plan on spot machines, whatever machines these are; None: there is none.
 
@@ -88,9 +92,9 @@ def break_evens(chosen: Candidate, quotes: Quotes, spot_plan: Candidate | None) 
         InputError: a quote out of range.
     """
     quotes.check()
-    same = _spot_same(chosen, quotes)
+    same = _spot_same(chosen, request, quotes)
     anew = () if spot_plan is None or _alike(spot_plan, same.candidate) else (_spot(chosen, spot_plan),)
-    return (same, *anew, _reserved(chosen, quotes), _buying(chosen, quotes))
+    return (same, *anew, _reserved(chosen, request, quotes), _buying(chosen, request, quotes))
 
 
 def _alike(one: Candidate, other: Candidate | None) -> bool:
@@ -101,29 +105,22 @@ def _alike(one: Candidate, other: Candidate | None) -> bool:
     )
 
 
-def spot_interval_h(training_usd: float, gpus: int, usd: float) -> float:
-    """Hours between interruptions at which a spot run costs as much as a run that costs ``usd``.
+def spot_interval_h(spot: Candidate, usd: float) -> float:
+    """Hours between interruptions of one spot node at which the spot run costs as much as a run that costs ``usd``.
 
-    Formula: training_usd / goodput(G, spot, m) = usd, solved for m by bisection. With
-    goodput = (1 - o) / (1 + F + L / m), F = G lost / MTBF and L hours lost per interruption, that is
-    m = L training_usd / ((1 - o) usd - (1 + F) training_usd).
+    Formula: bill(hours(H)) = usd, solved for H by bisection. hours is that of `run`, with its checkpoint interval, its
+    restarts and 1/M = G / MTBF + nodes^a / H; more interruptions never make a run shorter.
 
     Args:
-        training_usd: USD of the spot machines for the hours that train, interruptions and overheads left out.
-        gpus: G.
+        spot: a plan on spot machines.
         usd: USD of the other run, all included.
 
     Returns:
         Hours; infinite where spot costs more even if nothing is ever interrupted.
-
-    >>> round(spot_interval_h(100.0, 8, 300.0), 3)
-    0.16
-    >>> spot_interval_h(100.0, 8, 90.0)
-    inf
     """
 
     def cheaper(interval_h: float) -> bool:
-        return training_usd / goodput(gpus, Tier.SPOT, interruption_h=interval_h) <= usd
+        return _bill_usd(spot, interval_h) <= usd
 
     if not cheaper(LONGEST_H):
         return math.inf
@@ -134,50 +131,61 @@ def spot_interval_h(training_usd: float, gpus: int, usd: float) -> float:
     return math.exp(high)
 
 
-def _training_usd(c: Candidate) -> float:
-    """USD of the candidate's machines for the hours that train."""
-    return c.offer.usd_per_hour * c.setting.nodes * c.setting.workload.steps * c.time.step_s / HOUR_S
+def _bill_usd(spot: Candidate, interval_h: float) -> float:
+    """USD of a spot run whose nodes are taken away once in so many hours; infinite where it does not end."""
+    workload = spot.setting.workload
+    other = replace(workload, run=replace(workload.run, spot_interruption_h=interval_h))
+    kept = spot.cost.run
+    evaluation_s = spot.setting.evaluation_micro_steps * spot.time.forward_s
+    bill = run_cost(other, spot.offer, spot.setting.nodes, spot.time.step_s, kept.saved, evaluation_s)
+    return bill.usd if bill.run.ends else math.inf
 
 
 def _spot(chosen: Candidate, spot: Candidate) -> BreakEven:
     """A spot plan against the plan, which is not on spot."""
-    at = spot_interval_h(_training_usd(spot), spot.gpus, chosen.cost.usd)
-    assumed, lost = (value("spot", name) for name in ("hours_between_interruptions", "hours_lost_per_interruption"))
+    at = spot_interval_h(spot, chosen.cost.usd)
+    assumed = value("spot", "hours_between_interruptions")
     return BreakEven(
         name=SPOT,
         value=at,
-        unit="hours between interruptions",
-        pays=assumed > at,
+        unit="hours between interruptions of one node",
+        pays=spot.cost.run.ends and assumed > at,
         candidate=spot,
-        figures={
-            "assumed_h": assumed,
-            "lost_h": lost,
-            "spot_usd": spot.cost.usd,
-            "plan_usd": chosen.cost.usd,
-        },
+        figures={"assumed_h": assumed, "spot_usd": spot.cost.usd, "plan_usd": chosen.cost.usd},
         source=f"{spot.offer.source}, {spot.offer.date}",
     )
 
 
-def _spot_same(chosen: Candidate, quotes: Quotes) -> BreakEven:
+def _spot_same(chosen: Candidate, request: Request, quotes: Quotes) -> BreakEven:
     """The plan's own machines and stack, on spot."""
     if chosen.offer.tier is Tier.SPOT:
         return _unknown(SPOT, "the plan is on spot machines; plan it without --tier spot to compare")
-    offer = _spot_offer(chosen.offer, quotes)
+    offer = _quoted(chosen.offer, quotes.spot_usd_per_gpu_hour, Tier.SPOT) or _listed(chosen.offer, request, Tier.SPOT)
     if offer is None:
         return _unknown(SPOT, f"no spot price of {chosen.offer.name}; give --spot-usd-per-gpu-hour")
     spot = assess(offer, chosen.stack, chosen.setting, method=chosen.method, zero_stage=chosen.zero_stage)
     return _spot(chosen, spot)
 
 
-def _spot_offer(offer: Offer, quotes: Quotes) -> Offer | None:
-    """The same machine on spot, at the user's price or the catalog's."""
-    quoted = quotes.spot_usd_per_gpu_hour
-    if quoted is not None:
-        usd = quoted * offer.node.gpus
-        return replace(offer, tier=Tier.SPOT, usd_per_hour=usd, source="the user's price", date="as given")
-    found = [o for o in catalog.offers() if o.name == offer.name and o.tier is Tier.SPOT]
-    return replace(found[0], node=offer.node) if found else None
+def _quoted(offer: Offer, usd_per_gpu_hour: float | None, tier: Tier) -> Offer | None:
+    """The same machine at the user's price."""
+    if usd_per_gpu_hour is None:
+        return None
+    usd = usd_per_gpu_hour * offer.node.gpus
+    return replace(offer, tier=tier, usd_per_hour=usd, terms=PLAIN, source="the user's price", date="as given")
+
+
+def _listed(offer: Offer, request: Request, tier: Tier) -> Offer | None:
+    """The same machine at the lowest price of another tier in the request's price list."""
+    if request.owns:
+        return None
+    asked = replace(request, gpus=(offer.node.gpu.name,), tier=tier, cloud=None, region=None)
+    try:
+        same = [o for o in offers_for(asked) if o.name == offer.name]
+    except InputError:  # no price of this tier at all
+        return None
+    cheapest = min(same, key=catalog.usd_per_gpu_hour, default=None)
+    return replace(cheapest, node=offer.node) if cheapest else None
 
 
 def reserved_share(reserved_usd: float, on_demand_usd: float) -> float:
@@ -191,14 +199,16 @@ def reserved_share(reserved_usd: float, on_demand_usd: float) -> float:
     return reserved_usd / on_demand_usd
 
 
-def _reserved(chosen: Candidate, quotes: Quotes) -> BreakEven:
-    """A commitment to the plan's machines, from the user's price or the catalog's."""
-    per_gpu = catalog.usd_per_gpu_hour(chosen.offer)
-    price, source = _reserved_price(chosen.offer, quotes)
-    if price is None:
+def _reserved(chosen: Candidate, request: Request, quotes: Quotes) -> BreakEven:
+    """A commitment to the plan's machines, from the user's price or the price list's."""
+    quoted = _quoted(chosen.offer, quotes.reserved_usd_per_gpu_hour, Tier.RESERVED)
+    offer = quoted or _listed(chosen.offer, request, Tier.RESERVED)
+    if offer is None:
         return _unknown(RESERVED, f"no reserved price of {chosen.offer.name}; give --reserved-usd-per-gpu-hour")
+    price, per_gpu = catalog.usd_per_gpu_hour(offer), catalog.usd_per_gpu_hour(chosen.offer)
+    term_h = quotes.term_h or offer.terms.commitment_hours or HOURS_PER_YEAR
     share = reserved_share(price, per_gpu)
-    hours = share * quotes.term_h
+    hours = share * term_h
     return BreakEven(
         name=RESERVED,
         value=share if share < 1 else math.inf,
@@ -206,30 +216,21 @@ def _reserved(chosen: Candidate, quotes: Quotes) -> BreakEven:
         pays=share < 1 and chosen.cost.hours >= hours,
         figures={
             "hours": hours,
-            "term_h": quotes.term_h,
+            "term_h": term_h,
             "this_run_h": chosen.cost.hours,
             "runs": hours / chosen.cost.hours,
             "reserved_usd_per_gpu_hour": price,
             "usd_per_gpu_hour": per_gpu,
         },
-        source=source,
+        source=f"{offer.source}, {offer.date}",
     )
-
-
-def _reserved_price(offer: Offer, quotes: Quotes) -> tuple[float | None, str]:
-    if quotes.reserved_usd_per_gpu_hour is not None:
-        return quotes.reserved_usd_per_gpu_hour, "the user's price"
-    found = [o for o in catalog.offers() if o.name == offer.name and o.tier is Tier.RESERVED]
-    if not found:
-        return None, ""
-    cheapest = min(found, key=catalog.usd_per_gpu_hour)
-    return catalog.usd_per_gpu_hour(cheapest), f"{cheapest.source}, {cheapest.date}"
 
 
 def buying_hours(capital_usd: float, rent_usd_per_hour: float, running_usd_per_hour: float) -> float:
     """Hours of use of a node after which having bought it costs less than having rented it.
 
     Formula: capital / (rent - running cost), all for one node; infinite where running it costs as much as renting.
+    Capital is the price and, over its years, hosting; running cost is kW x PUE x price of a kWh.
 
     >>> buying_hours(300_000, 24.0, 4.0)
     15000.0
@@ -238,20 +239,22 @@ def buying_hours(capital_usd: float, rent_usd_per_hour: float, running_usd_per_h
     return capital_usd / saved if saved > 0 else math.inf
 
 
-def _buying(chosen: Candidate, quotes: Quotes) -> BreakEven:
+NEEDED = ("capital", "years", "power_kw", "pue", "usd_per_kwh")
+
+
+def _buying(chosen: Candidate, request: Request, quotes: Quotes) -> BreakEven:
     """Nodes of one's own against the plan's rented ones."""
-    if chosen.offer.tier is Tier.OWNED:
+    if request.owns:
         return _unknown(BUYING, "the plan's price is your own; plan with catalog prices to compare")
-    wanted = ("capital_per_node", "years", "node_kw", "usd_per_kwh")
-    missing = [flag(name) for name in wanted if getattr(quotes, name) is None]
-    capital, years, kw, per_kwh = (getattr(quotes, name) or math.nan for name in wanted)
+    missing = [flag(name) for name in NEEDED if getattr(quotes, name) is None]
     if missing:
         return _unknown(BUYING, f"no price of a node of your own; give {', '.join(missing)}")
-    rent, running, life_h = chosen.offer.usd_per_hour, kw * per_kwh, years * YEAR_H
-    hours = buying_hours(capital, rent, running)
+    capital, years, kw, pue, per_kwh = (float(getattr(quotes, name)) for name in NEEDED)
+    rent, running, life_h = chosen.offer.usd_per_hour, kw * pue * per_kwh, years * HOURS_PER_YEAR
+    hours = buying_hours(capital + (quotes.hosting_usd or 0.0) * years, rent, running)
     return BreakEven(
         name=BUYING,
-        value=hours / MONTH_H if hours <= life_h else math.inf,
+        value=hours / HOURS_PER_MONTH if hours <= life_h else math.inf,
         unit="months of use",
         pays=hours <= life_h and chosen.cost.hours >= hours,
         figures={
@@ -261,9 +264,10 @@ def _buying(chosen: Candidate, quotes: Quotes) -> BreakEven:
             "rent_usd_per_node_hour": rent,
             "running_usd_per_node_hour": running,
             "capital_usd": capital * chosen.setting.nodes,
+            "hosting_usd_per_year": (quotes.hosting_usd or 0.0) * chosen.setting.nodes,
             "nodes": chosen.setting.nodes,
         },
-        source="the user's prices",
+        source="the user's prices" + ("" if quotes.hosting_usd else "; space, staff and network are not counted"),
     )
 
 

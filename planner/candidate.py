@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .checkpoint import checkpoint
 from .computation import Computation
 from .compute import compute_work
 from .cost import Cost, run_cost
@@ -14,8 +15,7 @@ from .hardware import Node, Offer
 from .ledger import Device, Ledger
 from .memory import GpuMemory, StoreMemory, gpu_memory, host_memory, nvme_memory
 from .model import Model
-from .pipeline import pipelined
-from .time import Buckets, PartTime, StepTime, compute_sums, price, price_parts
+from .time import Buckets, PartTime, StepTime, compute_sums, pipelined, price, price_parts
 from .transform import Setting, Stack
 from .units import GIB, gib
 from .work import Work
@@ -70,7 +70,14 @@ def assess(offer: Offer, stack: Stack, setting: Setting, *, method: Method, zero
         host=host_memory(ledger, offer.node, setting.ranks_per_node),
         nvme=nvme_memory(ledger, offer.node, setting.ranks_per_node),
         time=time,
-        cost=run_cost(setting.workload, offer, setting.nodes, time.step_s),
+        cost=run_cost(
+            setting.workload,
+            offer,
+            setting.nodes,
+            time.step_s,
+            checkpoint(ledger, setting),
+            setting.evaluation_micro_steps * time.forward_s,
+        ),
     )
 
 
@@ -130,6 +137,9 @@ LABELS = {
     "max_gpus": "number of GPUs",
     "deadline": "deadline",
     "budget": "budget",
+    "maximum_hours": "longest stay",
+    "minimum_nodes": "fewest nodes let",
+    "maximum_nodes": "most nodes let",
 }
 
 
@@ -212,4 +222,18 @@ def constraints(candidate: Candidate, *, budget_usd: float, deadline_s: float, m
             unit="USD",
             holds=candidate.cost.usd <= budget_usd,
         ),
+        *let(candidate),
     )
+
+
+def let(candidate: Candidate) -> tuple[Constraint, ...]:
+    """What the offer is let for at most and at least, where its terms say."""
+    terms, nodes, hours = candidate.offer.terms, candidate.setting.nodes, candidate.cost.hours
+    found = []
+    if (most_h := terms.maximum_hours) is not None:
+        found.append(Constraint(name="maximum_hours", needs=hours, limit=most_h, unit="h", holds=hours <= most_h))
+    if (most := terms.maximum_nodes) is not None:
+        found.append(Constraint(name="maximum_nodes", needs=nodes, limit=most, unit="nodes", holds=nodes <= most))
+    if (least := terms.minimum_nodes) > 1:
+        found.append(Constraint(name="minimum_nodes", needs=least, limit=nodes, unit="nodes", holds=nodes >= least))
+    return tuple(found)

@@ -9,23 +9,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from .billing import bill_usd
 from .bounds import compute_only_s, folded, traffic_bound_s
 from .candidate import Candidate, assess
+from .checkpoint import Checkpoint, checkpoint
 from .columns import admitted_groups, box_of, corners_of, gpu_rows, parts_of, store_rows
-from .cost import Cost, run_cost
+from .cost import least_line, tangent
 from .family import Family
-from .hardware import Node, Offer
+from .hardware import Offer
 from .memory import gpu_fits, host_memory, nvme_memory
 from .program import TIE, Box, Column, Part, Row
+from .run import LEAST_PROGRESS
 from .time import refusal
 from .transform import Setting
 from .units import HOUR_S
+from .upkeep import NOTHING
 from .workload import Method, Precision, Workload
 
 LARGEST_MICRO_BATCH = 64  # sequences; beyond, matmuls gain nothing and memory always binds
 UNKNOWN_STORE = "host RAM or NVMe unknown, and the stack needs it"
+FAILING = f"failures or interruptions leave less than {LEAST_PROGRESS:.0%} of the time for training"
 MOST_MISSES = 400  # points that the elastic program looks at
 
 
@@ -49,11 +54,7 @@ class Point:
     offer: Offer
     family: Family
     setting: Setting
-
-    @property
-    def per_step_s(self) -> Cost:
-        """The bill for a step of one second: dollars and hours are proportional to the step's seconds."""
-        return run_cost(self.setting.workload, self.offer, self.setting.nodes, 1.0)
+    saved: Checkpoint = NOTHING  # what a checkpoint writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ class Known:
 
     gpus: int
     usd: float
-    hours: float
+    run_s: float
 
 
 @dataclass(slots=True)
@@ -98,9 +99,9 @@ def explore(
 ) -> Space:
     """Every column that batch, fabric and strategy admit and that could still be the best of its method.
 
-    On given nodes of a given offer, dollars and hours are both proportional to the step's seconds, so under any budget
-    or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its method has no
-    more GPUs and is at least as cheap and as quick as the column's lower bounds.
+    On given nodes of a given offer, hours are proportional to the step's seconds and dollars never fall with them, so
+    under any budget or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its
+    method has no more GPUs and is at least as cheap and as quick as the column's lower bounds.
     """
     space = Space()
     by_method = {method: [f for f in families if f.method is method] for method in methods_in(families)}
@@ -158,14 +159,14 @@ def _group(
         trials += [Trial(least_s=compute_only_s(f, setting, node), family=f, setting=setting) for f in families]
     trials.sort(key=lambda t: (t.least_s, t.family.simplicity, t.setting.micro_batch))
     least_s = trials[0].least_s if trials else math.inf
-    bills = [run_cost(workload, offer, nodes, 1.0) for offer in offers]
+    lines = [least_line(workload, offer, nodes) for offer in offers]
     return Group(
         method=families[0].method,
         nodes=nodes,
         offers=offers,
         trials=trials,
-        least_usd=min(bill.usd for bill in bills) * least_s,
-        least_hours=min(bill.hours for bill in bills) * least_s,
+        least_usd=min(line.usd_at(least_s) for line in lines),
+        least_hours=min(line.run_s_at(least_s) for line in lines) / HOUR_S,
     )
 
 
@@ -179,19 +180,32 @@ def _shapes(workload: Workload, offers: Sequence[Offer], demand: Demand, space: 
             space.dropped[reason] += 1
             continue
         machine = (node.gpu.name, node.gpus, node.vcpus, node.internode_bytes_per_s, node.fabric)
-        for nodes in _node_counts(workload, node, demand, space):
+        for nodes in _node_counts(workload, offer, demand, space):
             same = machine if nodes > 1 else machine[:3]
             shapes.setdefault((nodes, node.gpus), {}).setdefault(same, []).append(offer)
     return shapes
 
 
-def _node_counts(workload: Workload, node: Node, demand: Demand, space: Space) -> Iterator[int]:
+def _not_let(offer: Offer, nodes: int) -> str:
+    """Why so many nodes are not let; empty where they are."""
+    least, most = offer.terms.minimum_nodes, offer.terms.maximum_nodes
+    if nodes < least:
+        return f"fewer than the {least} nodes that {offer.name} is let in at least"
+    if most is not None and nodes > most:
+        return f"more than the {most} nodes that {offer.name} is let in at most"
+    return ""
+
+
+def _node_counts(workload: Workload, offer: Offer, demand: Demand, space: Space) -> Iterator[int]:
+    node = offer.node
     largest = min(demand.max_gpus, demand.gpus or demand.max_gpus, workload.global_batch) // node.gpus
     for nodes in range(1, largest + 1):
         ranks = nodes * node.gpus
         if (demand.gpus and ranks != demand.gpus) or (demand.nodes and nodes != demand.nodes):
             continue
-        if workload.global_batch % ranks:
+        if reason := _not_let(offer, nodes):
+            space.dropped[reason] += 1
+        elif workload.global_batch % ranks:
             space.dropped["global batch not divisible by the number of GPUs"] += 1
         elif nodes > 1 and node.internode_bytes_per_s is None:
             space.dropped["several nodes, but the offer's network is unknown (--internode-gbps states it)"] += 1
@@ -224,12 +238,19 @@ def _explore_group(space: Space, group: Group) -> None:
 
 def _seconds_to_beat(space: Space, group: Group, offer: Offer) -> float:
     """Step seconds from which on some confirmed point is at least as cheap and as quick with no more GPUs."""
-    rates = run_cost(group.trials[0].setting.workload, offer, group.nodes, 1.0) if group.trials else None
-    if rates is None:
+    if not group.trials:
         return 0.0
+    line = least_line(group.trials[0].setting.workload, offer, group.nodes)
     gpus = group.nodes * offer.node.gpus
     known = (p for p in space.confirmed.get(group.method, ()) if p.gpus <= gpus)
-    return min((max(p.usd / rates.usd, p.hours / rates.hours) for p in known), default=math.inf)
+    beaten = (max((p.usd - line.usd) / line.usd_per_s, (p.run_s - line.run_s) / line.run_s_per_s) for p in known)
+    return min(beaten, default=math.inf)
+
+
+def longest_stay_s(offer: Offer) -> float:
+    """Seconds that a machine is let for at most; infinite where there is no limit."""
+    hours = offer.terms.maximum_hours
+    return math.inf if hours is None else hours * HOUR_S
 
 
 def _add(space: Space, setting: Setting, family: Family, offers: Sequence[Offer], quickest: list[float]) -> bool:
@@ -265,6 +286,7 @@ def _add_columns(
     """The columns of one family and micro-batch: rows and parts are shared, host RAM is each offer's own."""
     node, corners = offers[0].node, corners_of(family, setting, box)
     on_gpu, parts = gpu_rows(corners, box, setting, node.gpu), parts_of(corners, box, setting, node)
+    saved = checkpoint(corners[0], setting)
     for index, offer in enumerate(offers):
         stores = store_rows(corners, box, setting, offer.node)
         if stores is None:
@@ -273,7 +295,7 @@ def _add_columns(
         admitted = admitted_groups(family, setting, box, offer.node)
         _add_column(
             space,
-            Point(offer=offer, family=family, setting=setting),
+            Point(offer=offer, family=family, setting=setting, saved=saved),
             admitted,
             (*on_gpu, *stores),
             parts,
@@ -305,32 +327,56 @@ def _add_column(
     quickest: list[float],
 ) -> None:
     """Keep a column unless a confirmed one of the same method on the same nodes beats its bound."""
-    setting = point.setting
-    per_step_s = point.per_step_s
-    column = Column(
+    setting, offer = point.setting, point.offer
+    shape = Column(
         key=len(space.points),
         gpus=setting.world_size,
         simplicity=point.family.simplicity,
-        usd_per_s=per_step_s.usd,
-        run_s_per_s=per_step_s.hours * HOUR_S,
+        usd_per_s=0.0,
+        run_s_per_s=0.0,
         box=box,
         rows=rows,
         parts=parts,
     )
+    column = billed(shape, point)
+    if column is None:
+        space.dropped[FAILING] += 1
+        return
     if column.quick is None:
         space.points.append(point)
         space.infeasible.append(column)
         return
     (layers, groups), seconds = column.quick
     space.considered += 1
-    if seconds > quickest[index] * (1 + TIE):
+    floor = least_line(setting.workload, offer, setting.nodes)
+    known = Known(gpus=column.gpus, usd=column.usd(seconds), run_s=column.run_s(seconds))
+    as_good_s = (known.run_s - floor.run_s) / floor.run_s_per_s  # a step that would take as long with nothing written
+    if as_good_s > quickest[index] * (1 + TIE):
         return
     space.points.append(point)
     space.columns.append(column)
-    if seconds < quickest[index] and _fits(space, column.key, layers, groups):
-        quickest[index] = seconds
-        known = Known(gpus=column.gpus, usd=per_step_s.usd * seconds, hours=per_step_s.hours * seconds)
+    admitted = known.run_s <= column.longest_s
+    if admitted and as_good_s < quickest[index] and _fits(space, column.key, layers, groups):
+        quickest[index] = as_good_s
         space.confirmed.setdefault(point.family.method, []).append(known)
+
+
+def billed(shape: Column, point: Point) -> Column | None:
+    """A column with the bill of its point; None where failures do not let the run end."""
+    setting, offer = point.setting, point.offer
+    seconds = shape.quick[1] if shape.quick else shape.least_step_s()
+    bill = tangent(setting.workload, offer, setting.nodes, point.saved, seconds)
+    if not bill.ends:
+        return None
+    return replace(
+        shape,
+        usd_per_s=bill.usd_per_s,
+        run_s_per_s=bill.run_s_per_s,
+        usd_fixed=bill.usd,
+        run_s_fixed=bill.run_s,
+        usd_of_run_s=None if offer.terms.is_plain else (lambda run_s: bill_usd(offer, setting.nodes, run_s / HOUR_S)),
+        longest_s=longest_stay_s(offer),
+    )
 
 
 def _fits(space: Space, key: int, layers: int, groups: int) -> bool:

@@ -196,7 +196,7 @@ def _kept(search: Search, wanted: Request, chosen: Found, stress: Stress) -> Can
     return assess(
         stress.offer(point.offer),
         point.family.at(choice.layers, choice.groups),
-        replace(point.setting, workload=wanted.workload(search.model)),
+        replace(point.setting, workload=stress.workload(wanted.workload(search.model))),
         method=point.family.method,
         zero_stage=point.family.zero_stage,
     )

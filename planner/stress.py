@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .billing import Terms
 from .hardware import Gpu, Node, Offer
+from .workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +27,10 @@ class Stress:
     def keeps_order(self) -> bool:
         """Whether a space explored without stress holds every best plan under it.
 
-        Prices and tokens multiply every bill alike; more failures multiply the larger cluster's bill and hours by at
-        least as much as the smaller one's. A column that was dropped for one with no more GPUs, no higher bill and no
-        more hours is still beaten by it.
+        Prices multiply every bill alike, so what was dropped for a plan that is no dearer and no slower is still beaten
+        by it. Tokens and failures do not: start-up, checkpoints and billed steps weigh otherwise on other machines.
         """
-        return self.kernel_rate == self.internode == 1.0 and self.failures >= 1.0
+        return self == Stress(price=self.price)
 
     def offer(self, offer: Offer) -> Offer:
         """The offer as it turns out."""
@@ -39,8 +40,27 @@ class Stress:
             offer,
             node=self._node(offer.node),
             usd_per_hour=offer.usd_per_hour * self.price,
-            failures=offer.failures * self.failures,
+            terms=self._terms(offer.terms),
         )
+
+    def workload(self, workload: Workload) -> Workload:
+        """The job with the failures that it turns out to meet; tokens are the request's."""
+        if self.failures == 1.0:
+            return workload
+        return replace(workload, run=replace(workload.run, failures=workload.run.failures * self.failures))
+
+    def _terms(self, terms: Terms) -> Terms:
+        """Storage and egress cost what they cost, times the factor; what is unknown stays unknown."""
+        if self.price == 1.0:
+            return terms
+        return replace(
+            terms,
+            storage_usd_per_gib_month=self._dearer(terms.storage_usd_per_gib_month),
+            egress_usd_per_gib=self._dearer(terms.egress_usd_per_gib),
+        )
+
+    def _dearer(self, price: float | None) -> float | None:
+        return None if price is None else price * self.price
 
     def _node(self, node: Node) -> Node:
         """Nodes are told apart by identity: one that stays as it is stays the same object."""

@@ -18,9 +18,7 @@ from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
 from ..planner.parallel import Split, micro_batches_in_flight
-from ..planner.pipeline import pipelined
-from ..planner.spread import step_seconds
-from ..planner.time import StepTime, price
+from ..planner.time import StepTime, pipelined, price, step_seconds
 from ..planner.transform import Setting, Stack, Strategy
 from ..planner.work import Resource, Work
 from ..planner.workload import Method, Workload

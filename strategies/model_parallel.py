@@ -30,8 +30,8 @@ from ..planner.errors import InputError
 from ..planner.hardware import Node
 from ..planner.ledger import Ledger
 from ..planner.model import Block, Model
-from ..planner.network import domains
 from ..planner.parallel import WHOLE, Split, problems
+from ..planner.time.network import domains
 from ..planner.transform import Setting, Stack
 from ..planner.work import Group, Resource, When, Work
 from .kernels import FrameworkKernels

@@ -40,7 +40,7 @@ def test_an_unknown_price_is_unknown(capsys: pytest.CaptureFixture[str]) -> None
     """Never free: the option that states it is named."""
     assert run_root(["breakeven", "--model", "SmolLM2-135M", "--gpus", "1xh100", "--tokens", "10M"]) == 0
     out = capsys.readouterr().out
-    assert "buying    unknown: no price of a node of your own; give --capital-per-node, --years" in out
+    assert "buying    unknown: no price of a node of your own; give --capital, --years" in out
     assert "reserved  unknown: " in out
 
 

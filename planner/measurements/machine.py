@@ -9,12 +9,12 @@ from functools import lru_cache
 from ..catalog import find_gpu
 from ..efficiency import architecture_key
 from ..errors import InputError
-from ..fabrics import named_fabric
 from ..frameworks import framework_of
 from ..hardware import Gpu, Node
 from ..machines import on_a_desktop
 from ..memory import Allocator
 from ..parallel import Split
+from ..time.fabrics import named_fabric
 from ..units import GBIT_BYTES, GIB
 from .subject import is_layer_split
 from .table import Measurement, Unsupported

@@ -41,10 +41,7 @@ def _spot(row: Document, d: Document) -> str:
     if row["never"]:
         return f"never pays {where}: dearer even if nothing is interrupted; {bill}"
     verdict = "pays" if row["pays"] else "does not pay"
-    interval = f"one interruption every {duration(row['value'] * HOUR_S)}"
-    if row["value"] < f["lost_h"]:
-        lost = duration(f["lost_h"] * HOUR_S)
-        interval = f"{interval}, less than the {lost} that each loses: while the run gets ahead at all, spot costs less"
+    interval = f"one interruption of a node every {duration(row['value'] * HOUR_S)}"
     assumed = f"assumed is one every {duration(f['assumed_h'] * HOUR_S)}: {verdict}, {bill}"
     return f"{where}, the same bill at {interval}; {assumed}"
 
@@ -67,7 +64,8 @@ def _buying(row: Document, d: Document) -> str:
         return f"never pays within its life of {life}: {rent}"
     months = f"pays after {row['value']:,.1f} months of use ({f['share_of_life']:.0%} of its life of {life})"
     run = f"this run is {f['this_run_h'] * HOUR_S / DAY_S:,.1f} d"
-    return f"{months}: {rent}, {usd(f['capital_usd'])} for {f['nodes']:,} nodes; {run}"
+    hosting = f" and {usd(f['hosting_usd_per_year'])} a year" if f["hosting_usd_per_year"] else ""
+    return f"{months}: {rent}, {usd(f['capital_usd'])}{hosting} for {f['nodes']:,} nodes; {run}"
 
 
 _SENTENCES = {"spot": _spot, "reserved": _reserved, "buying": _buying}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..units import HOUR_S, duration, usd
 from .table import apportioned, table
@@ -69,16 +70,27 @@ def _rates(time: Document) -> str:
     return f"{duration(time['step_s'])}, {time['tokens_per_s_per_gpu']:,.0f} tokens/s per GPU, MFU {mfu}"
 
 
-def bill_text(time: Document, cost: Mapping[str, float], nodes: int) -> str:
+def bill_text(time: Document, cost: Document, nodes: int) -> str:
     """From one step to hours, from hours to dollars."""
     computing_h = time["steps"] * time["step_s"] / HOUR_S
     lost = 1 - computing_h / cost["hours"]
     digits = 2 if time["step_s"] < IN_MILLISECONDS_S else 1
-    rate, run_h = usd(cost["usd_per_node_hour"]), f"{cost['hours']:,.1f} h"
+    run_h = f"{cost['hours']:,.1f} h"
     return (
         f"Time and money\n"
         f"  {time['steps']:,} steps x {time['step_s']:,.{digits}f} s = {computing_h:,.1f} h of training; "
-        f"with {lost:.1%} for start-up, data, checkpoints and failures {run_h}\n"
-        f"  {run_h} x {nodes} node{'s' if nodes > 1 else ''} x {rate} per node-hour = {usd(cost['usd'])}; "
+        f"with {lost:.1%} for all that surrounds it {run_h}\n"
+        f"{_charged(cost, nodes, run_h)}; "
         f"{cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens"
     )
+
+
+def _charged(cost: Mapping[str, Any], nodes: int, run_h: str) -> str:
+    """Hours times nodes times the rate; line by line where more than that is charged."""
+    if len(cost["bill"]) == 1:
+        plural, rate = "s" if nodes > 1 else "", usd(cost["usd_per_node_hour"])
+        upfront = ", paid upfront" if cost["upfront_usd"] else ""
+        return f"  {run_h} x {nodes} node{plural} x {rate} per node-hour = {usd(cost['usd'])}{upfront}"
+    lines = "\n".join(f"  {line['label']}: {usd(line['usd'])}" for line in cost["bill"])
+    upfront = f", of which {usd(cost['upfront_usd'])} upfront" if cost["upfront_usd"] else ""
+    return f"{lines}\n  in all {usd(cost['usd'])}{upfront}"

@@ -18,9 +18,9 @@ from trainplan.planner.candidate import all_work
 from trainplan.planner.efficiency import value
 from trainplan.planner.evaluate import evaluate
 from trainplan.planner.hardware import Node
-from trainplan.planner.host_rates import cpu_optimizer_bytes_per_s
 from trainplan.planner.models import catalog_model
 from trainplan.planner.time import StepTime, price
+from trainplan.planner.time.host_rates import cpu_optimizer_bytes_per_s
 from trainplan.planner.transform import Setting, Stack
 from trainplan.planner.work import Resource, Work
 from trainplan.planner.workload import Precision as PrecisionKind

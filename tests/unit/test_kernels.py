@@ -35,7 +35,7 @@ def test_the_fold_leaves_memory_alone() -> None:
 
 def test_liger_is_refused_where_it_patches_nothing() -> None:
     """GPT-2 has no Liger patch."""
-    with pytest.raises(InputError, match="Liger Kernel patches .*; GPT-2 is gpt2"):
+    with pytest.raises(InputError, match=r"Liger Kernel patches .*; GPT-2 is gpt2"):
         trainplan.estimate("gpt2", gpus="8xh100", seq_len=1024, kernels="liger")
 
 

@@ -1,4 +1,4 @@
-"""planner/network.py and planner/fabrics.py: seconds of collectives, by hand."""
+"""planner/time/network.py and planner/time/fabrics.py: seconds of collectives, by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from trainplan.planner.catalog import find_gpu, find_offers
 from trainplan.planner.errors import InputError
-from trainplan.planner.fabrics import fabrics, named_fabric, offered_fabric
 from trainplan.planner.hardware import Node
-from trainplan.planner.network import COLLECTIVES, bus_bytes_per_s, collective_s, rests_on, straggler_factor
+from trainplan.planner.time.fabrics import fabrics, named_fabric, offered_fabric
+from trainplan.planner.time.network import COLLECTIVES, bus_bytes_per_s, collective_s, rests_on, straggler_factor
 from trainplan.planner.work import Resource
 
 

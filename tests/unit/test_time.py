@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from trainplan.planner.catalog import find_gpu
 from trainplan.planner.efficiency import value
 from trainplan.planner.hardware import Gpu, Node
-from trainplan.planner.host_rates import cpu_optimizer_bytes_per_s, host_link_bytes_per_s, pageable_bytes_per_s
 from trainplan.planner.time import (
     StepTime,
     alignment_share,
@@ -23,6 +22,7 @@ from trainplan.planner.time import (
     rates,
     refusal,
 )
+from trainplan.planner.time.host_rates import cpu_optimizer_bytes_per_s, host_link_bytes_per_s, pageable_bytes_per_s
 from trainplan.planner.work import Resource, When, Work
 from trainplan.planner.workload import Precision
 
@@ -119,9 +119,7 @@ def test_the_slowest_stage_of_a_pipeline_hides_the_others() -> None:
     step = priced([*work, alone])
     assert step.step_s == pytest.approx(2.0 + 0.25)
     assert sum(term.exposed_s for term in step.terms) == pytest.approx(step.step_s)
-    parts = price_parts(
-        [*work, alone], NODE, nodes=1, ranks_per_node=8, gradient_accumulation_steps=1, layers=LAYERS
-    )
+    parts = price_parts([*work, alone], NODE, nodes=1, ranks_per_node=8, gradient_accumulation_steps=1, layers=LAYERS)
     assert sum(part.times * max(part.bounds_s) for part in parts) == pytest.approx(step.step_s)
 
 
@@ -174,7 +172,7 @@ def test_exposed_terms_add_up_to_the_step(work: list[Work], micro_steps: int) ->
     step = priced(work, micro_steps)
     assert sum(t.exposed_s for t in step.terms) == pytest.approx(step.step_s)
     assert all(t.exposed_s <= t.seconds_per_step * (1 + 1e-9) for t in step.terms)
-    assert all(t.source for t in step.terms)
+    assert all(t.ground.source for t in step.terms)
 
 
 @given(st.lists(WORK, max_size=12), st.integers(1, 9))

@@ -9,8 +9,8 @@ Symbols: r ranks in use on the node, g GPUs below one uplink to the host, c vCPU
 
 from __future__ import annotations
 
-from .efficiency import architecture_key, value
-from .hardware import Gpu, Node
+from ..efficiency import architecture_key, value
+from ..hardware import Gpu, Node
 
 
 def gpus_per_uplink(gpu: Gpu) -> int:

@@ -37,9 +37,9 @@ from functools import lru_cache
 from math import ceil, inf, log2
 from typing import NamedTuple
 
+from ..hardware import Gpu, Node
+from ..work import Resource
 from .fabrics import Fabric, FabricFigure, between_fabric, every, inside_fabric
-from .hardware import Gpu, Node
-from .work import Resource
 
 COLLECTIVES = (
     Resource.ALL_REDUCE,
