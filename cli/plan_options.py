@@ -122,6 +122,7 @@ MACHINES = (
     _machine(
         "--internode-gbps", type=float, metavar="GBIT/S", help="Network of a node, where the catalog does not know it."
     ),
+    _machine("--fabric", metavar="NAME", help="infiniband, roce, ethernet, ...: likewise.  [default: a slow one]"),
 )
 PRICES = (
     _price("--prices", metavar="FILE", help="Your own price list (TOML, CSV), in place of the built-in offers."),

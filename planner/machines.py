@@ -116,6 +116,8 @@ def _completed(node: Node, request: Request) -> Node:
         node = replace(node, host_memory_bytes=int(ram * GIB))
     if net is not None and node.internode_bytes_per_s is None:
         node = replace(node, internode_bytes_per_s=net * GBIT_BYTES)
+    if request.fabric is not None and node.fabric is None:
+        node = replace(node, fabric=request.fabric)
     return node
 
 

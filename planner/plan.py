@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .candidate import Candidate, Constraint, constraints
+from .candidate import Candidate, Constraint, constraints, cost_band
 from .compute import model_flops_per_token
 from .emit.deepspeed import ds_config
 from .evaluate import evaluate
 from .ledger import Device, Entry, Ledger
 from .memory import GpuMemory, StoreMemory
-from .price_rows import bill_document, origin, price_assumptions, price_facts, price_warnings
+from .price_rows import bill_document, network_text, origin, price_assumptions, price_facts, price_warnings
 from .program import Certificate
 from .request import Request
 from .run_lines import run_assumptions, run_document
-from .time import StepTime
+from .time import StepTime, rests_on, step_seconds
 from .transform import Stack
 from .units import GIB
 from .workload import Method
@@ -308,8 +308,12 @@ def time_document(c: Candidate) -> dict[str, Any]:
     """The step's time, split."""
     time: StepTime = c.time
     tokens = c.setting.workload.global_batch * c.setting.workload.seq_len
+    band = step_seconds(time)
     return {
         "step_s": time.step_s,
+        "step_s_low": band.low,
+        "step_s_upper": band.upper,
+        "rests_on": rests_on(time),
         "steps": c.setting.workload.steps,
         "tokens_per_s_per_gpu": tokens / time.step_s / c.gpus,
         "mfu": mfu(c),
@@ -345,9 +349,14 @@ def mfu(c: Candidate) -> float | None:
 
 def cost_document(c: Candidate) -> dict[str, Any]:
     """Dollars and hours."""
+    low, upper = cost_band(c)
     return {
         "usd": c.cost.usd,
+        "usd_low": low.usd,
+        "usd_upper": upper.usd,
         "hours": c.cost.hours,
+        "hours_low": low.hours,
+        "hours_upper": upper.hours,
         "gpu_hours": c.cost.gpu_hours,
         "node_hours": c.cost.node_hours,
         "usd_per_million_tokens": c.cost.usd_per_million_tokens,
@@ -388,14 +397,14 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
     rows = request.assumptions(c.setting.model, computation.precision, c.ledger.optimizer.name)
     node = c.offer.node
     ram = "unknown" if node.host_memory_bytes is None else f"{node.host_memory_bytes / GIB:,.0f} GiB"
-    net = "unknown" if node.internode_bytes_per_s is None else f"{node.internode_bytes_per_s * 8 / 1e9:,.0f} Gbit/s"
     price_rows = [
         *price_assumptions(request, c.offer),
         (
             "machine",
-            f"{node.gpus} x {node.gpu.full_name}, host RAM {ram}, network between nodes {net}",
+            f"{node.gpus} x {node.gpu.full_name}, host RAM {ram}",
             origin(request),
         ),
+        ("network between nodes", network_text(node), origin(request)),
         ("attention", computation.attention.value, "strategy"),
         (
             "loss",

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from .billing import bill, unpriced
-from .hardware import Offer
+from .hardware import Node, Offer
 from .request import Request
 from .staleness import age_days, flag, remark
-from .units import usd
+from .units import GBIT_BYTES, usd
 
 EXTRAS = ("storage_usd_per_gib_month", "egress_usd_per_gib")
+
+
+def network_text(node: Node) -> str:
+    """Bandwidth of a node and what it runs on."""
+    if node.internode_bytes_per_s is None:
+        return "unknown"
+    fabric = node.fabric or "of a kind unknown, taken for a slow one"
+    return f"{node.internode_bytes_per_s / GBIT_BYTES:,.0f} Gbit/s, {fabric}"
 
 
 def origin(request: Request) -> str:

@@ -12,6 +12,7 @@ from .computation import default_targets
 from .errors import InputError
 from .hardware import Tier
 from .model import Model
+from .time.fabrics import fabric_names
 from .units import DAY_S, GIGA, count, duration, usd
 from .workload import Method, Precision, RunOptions, Workload
 
@@ -81,6 +82,7 @@ class Request:
     gpus_per_node: int | None = None  # of the user's own machines
     host_memory_gib: float | None = None  # of a node, where the catalog does not know it
     internode_gbps: float | None = None  # Gbit/s of a node, where the catalog does not know it
+    fabric: str | None = None  # what joins nodes, where the catalog does not know it
     tokens: int = DEFAULT_TOKENS
     seq_len: int = DEFAULT_SEQ_LEN
     global_batch: int | None = None
@@ -177,6 +179,8 @@ class Request:
                     f"--{flag(name)}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}; "
                     f"change it"
                 )
+        if self.fabric is not None and self.fabric not in (known := fabric_names()):
+            found.append(f"--fabric: no such network, got {_shown(self.fabric)}; allowed are {', '.join(known)}")
         if self.prices is not None and not (self.prices.strip() and self.prices.isprintable()):
             found.append(
                 f"--prices: not a file's name, got {_shown(self.prices)}; a TOML or CSV file is needed; give it"
@@ -336,7 +340,7 @@ def _check_types(request: Request) -> None:
             raise ValueError(f"{name} is {_shown(value)}, not a number above 0")
     if not (request.grid_kgco2_per_kwh in (None, 0) or _is_amount(request.grid_kgco2_per_kwh)):
         raise ValueError(f"grid_kgco2_per_kwh is {_shown(request.grid_kgco2_per_kwh)}, not a number from 0 on")
-    for name in ("cloud", "region", "prices", "nvme_path"):
+    for name in ("cloud", "region", "fabric", "prices", "nvme_path"):
         value = getattr(request, name)
         if not ((value is None and name != "nvme_path") or isinstance(value, str)):
             raise ValueError(f"{name} is {_shown(value)}, not a text")

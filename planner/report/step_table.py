@@ -55,7 +55,7 @@ def step_text(time: Document) -> str:
     total = ("one optimizer step", "", f"{time['step_s'] / tenth_s / 10:,.1f}", "", "")
     header = ("", f"busy {unit}", f"adds {unit}", "share", "limited by")
     lines = table(rows, header=header, footer=total, align="lrrrl", indent="  ")
-    return f"Step time: {_rates(time)}\n{lines}"
+    return f"Step time: {_rates(time)}\n{lines}\n{_grounds(time)}"
 
 
 def _row(term: Term, tenths: int, tenth_s: float, step_s: float) -> tuple[str, ...]:
@@ -63,6 +63,17 @@ def _row(term: Term, tenths: int, tenth_s: float, step_s: float) -> tuple[str, .
     busy = max(tenths, round(term.busy_s / tenth_s))
     share = f"{term.exposed_s / step_s:.1%}"
     return term.name, f"{busy / 10:,.1f}", f"{tenths / 10:,.1f}", share, ", ".join(term.limited_by)
+
+
+def _grounds(time: Document) -> str:
+    """How the figures behind the step are known, and what is most doubtful of it."""
+    shares = ", ".join(f"{share:.0%} {kind}" for kind, share in time["rests_on"].items() if share >= SMALLEST_SHARE)
+    return (
+        f"  8 of 10 runs: {duration(time['step_s_low'])} to {duration(time['step_s_upper'])}; rests on figures {shares}"
+    )
+
+
+SMALLEST_SHARE = 0.005
 
 
 def _rates(time: Document) -> str:
@@ -81,7 +92,9 @@ def bill_text(time: Document, cost: Document, nodes: int) -> str:
         f"  {time['steps']:,} steps x {time['step_s']:,.{digits}f} s = {computing_h:,.1f} h of training; "
         f"with {lost:.1%} for all that surrounds it {run_h}\n"
         f"{_charged(cost, nodes, run_h)}; "
-        f"{cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens"
+        f"{cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens\n"
+        f"  8 of 10 runs: {cost['hours_low']:,.1f} to {cost['hours_upper']:,.1f} h, "
+        f"{usd(cost['usd_low'])} to {usd(cost['usd_upper'])}"
     )
 
 
