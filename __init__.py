@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import estimate, load_model, plan, trace, validate
+    from .api import afford, breakeven, estimate, load_model, plan, sensitivity, trace, validate
 
-__all__ = ["__version__", "estimate", "load_model", "plan", "trace", "validate"]
+__all__ = [
+    "__version__",
+    "afford",
+    "breakeven",
+    "estimate",
+    "load_model",
+    "plan",
+    "sensitivity",
+    "trace",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .planner import catalog
 from .planner.candidate import Candidate, Constraint, assess, constraints, let, step_time
 from .planner.computation import Adapters, default_targets
+from .planner.day_sooner import day_sooner
 from .planner.decide import Search, alternatives, decide, frontier
 from .planner.emit.deepspeed import ds_config
 from .planner.errors import InputError, NoPlan, listed
@@ -39,6 +41,7 @@ from .planner.program import Limits
 from .planner.request import CHEAPEST, LARGEST_AMOUNT, Request, flag
 from .planner.run import LEAST_PROGRESS
 from .planner.search import Demand, explore
+from .planner.stress import AS_ASSUMED, Stress
 from .planner.transform import Setting
 from .planner.units import HOUR_S, duration, parse_count, parse_duration_s
 from .planner.workload import Method, Precision
@@ -49,17 +52,23 @@ from .strategies.space import NAMES, Choices, families, known_name, one_family
 __all__ = [
     "Estimate",
     "Refused",
+    "afford",
+    "breakeven",
     "estimate",
     "load_model",
     "no_plan",
     "plan",
     "request",
+    "sensitivity",
     "trace",
     "validate",
     "why_not",
 ]
 
 if TYPE_CHECKING:
+    from .planner.afford import Afford
+    from .planner.breakeven import BreakEvens
+    from .planner.sensitivity import Sensitivity
     from .strategies.traced import Traced
 
 Progress = Callable[[str], None]
@@ -145,8 +154,27 @@ def _choices(wanted: Request, model: Model) -> Choices:
     )
 
 
-def _search(model: Model, wanted: Request, progress: Progress, methods: tuple[Method, ...] = tuple(Method)) -> Search:
-    """Explore a request; alternatives are drawn from all methods, the decision from those allowed."""
+def _search(
+    model: Model,
+    wanted: Request,
+    progress: Progress,
+    methods: tuple[Method, ...] = tuple(Method),
+    stress: Stress = AS_ASSUMED,
+    *,
+    most_usd: float = math.inf,
+    most_hours: float = math.inf,
+) -> Search:
+    """Explore a request; alternatives are drawn from all methods, the decision from those allowed.
+
+    Args:
+        model: what is trained.
+        wanted: the request.
+        progress: told of each group of machines.
+        methods: that are explored.
+        stress: what turns out other than assumed.
+        most_usd: machines that must cost more are left out; quicker, where nothing dearer is of interest.
+        most_hours: likewise.
+    """
     wanted.check(model)
     choices = replace(_choices(wanted, model), methods=methods)
     families(replace(choices, methods=wanted.allowed), model)  # an impossible requirement is an error for these only
@@ -157,8 +185,11 @@ def _search(model: Model, wanted: Request, progress: Progress, methods: tuple[Me
         gpus=wanted.gpu_count,
         nodes=wanted.nodes,
         nvme_path=wanted.nvme_path,
+        most_usd=most_usd,
+        most_hours=most_hours,
     )
-    space = explore(wanted.workload(model), offers_for(wanted), families(choices, model), demand, progress)
+    offers = [stress.offer(offer) for offer in offers_for(wanted)]
+    space = explore(stress.workload(wanted.workload(model)), offers, families(choices, model), demand, progress)
     limits = Limits(budget_usd=wanted.budget_usd, deadline_s=wanted.deadline_s, max_gpus=wanted.max_gpus)
     return Search(
         request=wanted,
@@ -202,7 +233,143 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
         rows=_rows(candidate),
         dropped=dict(search.space.dropped),
         warnings=warnings_for(candidate),
+        day_sooner=day_sooner(search, candidate),
     )
+
+
+def sensitivity(
+    model: str | Model, *, progress: Progress = _silent, wanted: Request | None = None, **options: Any
+) -> Sensitivity:
+    """Whether the decision holds if rates, prices, tokens or failures turn out otherwise; each case is solved again.
+
+    Args:
+        model, progress, wanted, options: as in `plan`.
+
+    Raises:
+        InputError: the request contradicts itself.
+        NoPlan: nothing fits as assumed.
+
+    >>> import trainplan
+    >>> found = trainplan.sensitivity("llama-3-8b", gpus="8xa100-80", method="lora")
+    >>> [(o.scenario.label, o.holds) for o in found.outcomes if o.scenario.name == "price-up"]
+    [('price +20 %', True)]
+    """
+    from .planner.sensitivity import sensitivity as run
+
+    loaded = load_model(model) if isinstance(model, str) else model
+    wanted = wanted or request(**options)
+    search = _search(loaded, wanted, progress, wanted.allowed)
+
+    def searcher(other: Request, stress: Stress, most_usd: float) -> Search:
+        return _search(loaded, other, _silent, other.allowed, stress, most_usd=most_usd)
+
+    return run(search, searcher, progress)
+
+
+def breakeven(
+    model: str | Model,
+    *,
+    spot_usd_per_gpu_hour: float | None = None,
+    reserved_usd_per_gpu_hour: float | None = None,
+    term: str | None = None,
+    capital: float | None = None,
+    years: float | None = None,
+    power_kw: float | None = None,
+    usd_per_kwh: float | None = None,
+    hosting_usd: float | None = None,
+    progress: Progress = _silent,
+    wanted: Request | None = None,
+    **options: Any,
+) -> BreakEvens:
+    """When spot machines, a commitment or machines of one's own cost less than the plan.
+
+    Args:
+        model, progress, wanted, options: as in `plan`.
+        spot_usd_per_gpu_hour: the plan's machines on spot, where the catalog does not know it.
+        reserved_usd_per_gpu_hour: the plan's machines under a commitment, likewise.
+        term: of the commitment, such as "90d"; where left out the price list's, or a year.
+        capital: USD for a node of one's own; ``pue`` and the next three are needed too.
+        years: until it is worth nothing.
+        power_kw: kW drawn by a node while it trains.
+        usd_per_kwh: USD.
+        hosting_usd: space, staff, network: USD per node and year.
+
+    Raises:
+        InputError: the request contradicts itself, or a price is out of range.
+        NoPlan: nothing fits.
+
+    >>> import trainplan
+    >>> found = trainplan.breakeven("llama-3-8b", gpus="8xh100", cloud="aws", reserved_usd_per_gpu_hour=3)
+    >>> [(row.name, row.pays) for row in found.rows]
+    [('spot', True), ('reserved', False), ('buying', None)]
+    """
+    from .planner.breakeven import BreakEvens, break_evens
+    from .planner.quotes import Quotes
+
+    loaded = load_model(model) if isinstance(model, str) else model
+    wanted = wanted or request(**options)
+    quotes = Quotes(
+        spot_usd_per_gpu_hour=spot_usd_per_gpu_hour,
+        reserved_usd_per_gpu_hour=reserved_usd_per_gpu_hour,
+        term_h=None if term is None else parse_duration_s(term, where="--term") / HOUR_S,
+        capital=capital,
+        years=years,
+        power_kw=power_kw,
+        pue=wanted.pue,
+        usd_per_kwh=usd_per_kwh,
+        hosting_usd=hosting_usd,
+    )
+    quotes.check()
+    chosen = decide(_search(loaded, wanted, progress, wanted.allowed))[0]
+    rows = break_evens(chosen, wanted, quotes, _on_spot(loaded, wanted, chosen))
+    return BreakEvens(request=wanted, candidate=chosen, rows=rows)
+
+
+def _on_spot(model: Model, wanted: Request, chosen: Candidate) -> Candidate | None:
+    """The cheapest plan of the same method on spot machines; None where the catalog has none that fits."""
+    if wanted.tier is Tier.SPOT or wanted.owns:
+        return None
+    asked = replace(wanted, tier=Tier.SPOT, methods=(chosen.method,), budget=None)
+    try:
+        found = _search(model, asked, _silent, asked.allowed).cheapest()
+    except InputError:  # no spot offers of these machines
+        return None
+    return found[0] if found else None
+
+
+def afford(
+    model: str | Model | None = None, *, progress: Progress = _silent, wanted: Request | None = None, **options: Any
+) -> Afford:
+    """What a budget buys: the largest model of the catalog; of a given model the most tokens, the longest context.
+
+    Args:
+        model: as in `plan`; None asks for the largest model.
+        progress, wanted: as in `plan`.
+        options: as in `plan`; ``budget`` is needed. Without ``tokens`` the largest model that is trained whole gets 20
+            tokens per parameter (configs/rules.toml).
+
+    Raises:
+        InputError: no budget, or the request contradicts itself.
+
+    >>> import trainplan
+    >>> found = trainplan.afford("SmolLM2-135M", gpus="1xh100", budget=5, method="full", seq_len=2048)
+    >>> [answer.question for answer in found.answers]
+    ['most tokens', 'longest context']
+    """
+    from .planner.afford import afford_job, afford_model, check
+    from .planner.models import catalog as known_models
+    from .planner.models import catalog_model
+
+    wanted = wanted or request(**options)
+    check(wanted)
+
+    def searcher(of: Model, asked: Request, within_limits: bool) -> Search:
+        most_usd, most_hours = (asked.budget_usd, asked.deadline_s / HOUR_S) if within_limits else (math.inf, math.inf)
+        return _search(of, asked, _silent, asked.allowed, most_usd=most_usd, most_hours=most_hours)
+
+    if model is None:
+        return afford_model([catalog_model(name) for name in known_models()], wanted, searcher, progress)
+    return afford_job(load_model(model) if isinstance(model, str) else model, wanted, searcher, progress)
 
 
 def _rows(candidate: Candidate) -> tuple[StackRow, ...]:

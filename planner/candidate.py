@@ -170,6 +170,11 @@ class Constraint:
         name, _, phase = self.name.partition("[")
         return LABELS[name] + (f" in the {phase.rstrip(']').replace('_', ' ')} phase" if phase else "")
 
+    @property
+    def brief(self) -> str:
+        """What is broken, in a few words: "deadline short by 3.0 h"."""
+        return f"{self.label} short by {self._amount(self.short)}"
+
     def text(self) -> str:
         """One line for people."""
         if not self.needs:

@@ -71,19 +71,23 @@ class Search:
 
 
 def decide(search: Search) -> Found:
-    """With an amount as budget the most faithful method that it pays for; else the cheapest of those allowed.
+    """The decision, as `decided` finds it.
 
     Raises:
         NoPlan: nothing is feasible.
     """
-    if math.isfinite(search.request.budget_usd):
-        by_method = (search.cheapest(method, runners_up=RUNNERS_UP) for method in search.request.allowed)
-        found = next((f for f in by_method if f), None)
-    else:
-        found = search.cheapest(runners_up=RUNNERS_UP)
+    found = decided(search)
     if found is None:
         raise _no_plan(search)
     return found
+
+
+def decided(search: Search) -> Found | None:
+    """With an amount as budget the most faithful method that it pays for; else the cheapest of those allowed."""
+    if not math.isfinite(search.request.budget_usd):
+        return search.cheapest(runners_up=RUNNERS_UP)
+    by_method = (search.cheapest(method, runners_up=RUNNERS_UP) for method in search.request.allowed)
+    return next((f for f in by_method if f), None)
 
 
 def alternatives(search: Search, chosen: Candidate) -> tuple[Alternative, ...]:
@@ -159,44 +163,73 @@ class _NoPlanFound(NoPlan):
         self.document = document
 
 
+@dataclass(frozen=True, kw_only=True)
+class Short:
+    """What stops a request: in a few words, in full, and the candidate that comes closest."""
+
+    brief: str
+    text: str
+    nearest: Candidate | None
+
+
 def _no_plan(search: Search) -> NoPlan:
     """What is short by how much, and the cheapest change of the request that helps."""
-    limit, nearest = _short_of_limit(search) or _short_of_memory(search)
+    short = short_of(search)
     outs = _ways_out(search)
     ways = "ways out: " + "; ".join(out["text"] for out in outs) if outs else NO_WAY_OUT
-    message = f"no plan: {limit}; {ways}"
-    return _NoPlanFound(message, no_plan_document(search.request, message, nearest, outs, dict(search.space.dropped)))
+    message = f"no plan: {short.text}; {ways}"
+    document = no_plan_document(search.request, message, short.nearest, outs, dict(search.space.dropped))
+    return _NoPlanFound(message, document)
 
 
-def _short_of_limit(search: Search) -> tuple[str, Candidate | None] | None:
+def short_of(search: Search) -> Short:
+    """What an infeasible request is short of, and by how much."""
+    return _short_of_limit(search) or _short_of_memory(search)
+
+
+def _short_of_limit(search: Search) -> Short | None:
     """The budget or the deadline is what is short: by how much against the best that exists. None where memory is."""
     limits = search.limits
     if found := search.cheapest(limits=search.any_money):
         c = found[0]
         short = usd(c.cost.usd - limits.budget_usd)
-        return f"the budget of {usd(limits.budget_usd)} is short by {short}: the cheapest is {_told(c)}", c
-    quickest = replace(search.any_money, deadline_s=math.inf)
-    if found := search.cheapest(limits=quickest, objective=Objective.TIME):
+        text = f"the budget of {usd(limits.budget_usd)} is short by {short}: the cheapest is {told(c)}"
+        return Short(brief=f"budget short by {short}{_or_late(search)}", text=text, nearest=c)
+    if found := quickest(search):
         c = found[0]
         short = duration(c.cost.hours * HOUR_S - limits.deadline_s)
-        return f"the deadline of {duration(limits.deadline_s)} is short by {short}: the quickest is {_told(c)}", c
+        text = f"the deadline of {duration(limits.deadline_s)} is short by {short}: the quickest is {told(c)}"
+        return Short(brief=f"deadline short by {short}", text=text, nearest=c)
     return None
 
 
-def _told(c: Candidate) -> str:
+def _or_late(search: Search) -> str:
+    """By how much the deadline is short instead, where the budget alone admits a plan."""
+    found = search.cheapest(limits=search.any_time, objective=Objective.TIME)
+    late_s = found[0].cost.hours * HOUR_S - search.limits.deadline_s if found else 0.0
+    return f", or deadline by {duration(late_s)}" if late_s > 0 else ""
+
+
+def quickest(search: Search, method: Method | None = None) -> Found | None:
+    """The least time of a method (or of those allowed), whatever it costs."""
+    return search.cheapest(method, replace(search.any_money, deadline_s=math.inf), Objective.TIME)
+
+
+def told(c: Candidate) -> str:
     """A plan in a few words."""
     machines = f"{c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
     old = flag(c.offer.date)
     return f"{usd(c.cost.usd)} in {duration(c.cost.hours * HOUR_S)} on {machines}" + (f", price {old}" if old else "")
 
 
-def _short_of_memory(search: Search) -> tuple[str, Candidate | None]:
+def _short_of_memory(search: Search) -> Short:
     """The elastic program's answer, or why there is no candidate at all."""
     memory_alone = replace(search.limits, budget_usd=math.inf, deadline_s=math.inf)
     nearest = closest(search.space, memory_alone, search.request.allowed)
     if nearest is None:
         reasons = "; ".join(f"{reason} ({number} times)" for reason, number in search.space.dropped.most_common(3))
-        return f"every candidate was dropped: {reasons or 'no machine has the GPUs asked for'}", None
+        text = f"every candidate was dropped: {reasons or 'no machine has the GPUs asked for'}"
+        return Short(brief=text, text=text, nearest=None)
     c, short = nearest
     stack = "+".join(name for name in c.stack.names if name.startswith(STORAGE))
     what = f"{c.gpus} x {c.offer.node.gpu.name} with {c.method.value}, {stack}"
@@ -204,7 +237,8 @@ def _short_of_memory(search: Search) -> tuple[str, Candidate | None]:
     hint = UNKNOWN_HINT if search.space.dropped[UNKNOWN_STORE] else ""
     if short.constraint == "maximum_hours":
         hint = LONGER_HINT
-    return f"the closest is {what}: {_named(short)} of {limit} is short by {missing}{hint}", c
+    text = f"the closest is {what}: {_named(short)} of {limit} is short by {missing}{hint}"
+    return Short(brief=f"{_named(short)} short by {missing}", text=text, nearest=c)
 
 
 def _named(short: Shortage) -> str:
@@ -237,5 +271,5 @@ def _ways_out(search: Search) -> list[dict[str, Any]]:
             continue
         if found := search.cheapest(method, limits):
             c = found[0]
-            outs.append({"change": label, "text": f"with {label} {_told(c)}", **summary(c)})
+            outs.append({"change": label, "text": f"with {label} {told(c)}", **summary(c)})
     return sorted(outs, key=lambda out: out["cost_usd"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .candidate import Candidate, Constraint, constraints, cost_band
 from .compute import model_flops_per_token
@@ -21,6 +21,9 @@ from .time import StepTime, rests_on, step_seconds
 from .transform import Stack
 from .units import GIB
 from .workload import Method
+
+if TYPE_CHECKING:
+    from .day_sooner import DaySooner
 
 SCHEMA_VERSION = 1
 ADAPTER_FLOP_SHARE = 4 / 6  # forward 2, input gradients 2, of 6 FLOPs per parameter and token
@@ -56,6 +59,7 @@ class Plan:
     rows: tuple[StackRow, ...]
     dropped: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    day_sooner: DaySooner | None = None
 
     @property
     def ds_config(self) -> dict[str, Any]:
@@ -96,6 +100,7 @@ class Plan:
                 for a in self.alternatives
             ],
             "frontier": [summary(f) for f in self.frontier],
+            "day_sooner": self.day_sooner.to_dict() if self.day_sooner else None,
             "assumptions": assumptions(self.request, c),
             "binding": [x.text() for x in self.binding],
             "constraints": [constraint_row(x) for x in self.constraints],

@@ -16,7 +16,7 @@ from .bounds import compute_only_s, folded, traffic_bound_s
 from .candidate import Candidate, assess
 from .checkpoint import Checkpoint, checkpoint
 from .columns import admitted_groups, box_of, corners_of, gpu_rows, parts_of, store_rows
-from .cost import Line, least_line, tangent
+from .cost import least_line, tangent
 from .family import Family
 from .hardware import Offer
 from .memory import gpu_fits, host_memory, nvme_memory
@@ -25,6 +25,7 @@ from .run import LEAST_PROGRESS
 from .time import refusal
 from .transform import Setting
 from .units import HOUR_S
+from .upkeep import NOTHING
 from .workload import Method, Precision, Workload
 
 LARGEST_MICRO_BATCH = 64  # sequences; beyond, matmuls gain nothing and memory always binds
@@ -42,6 +43,8 @@ class Demand:
     gpus: int | None = None  # exactly so many
     nodes: int | None = None  # exactly so many
     nvme_path: str = "/local_nvme"
+    most_usd: float = math.inf  # machines that must cost more are not looked at
+    most_hours: float = math.inf  # likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class Point:
     offer: Offer
     family: Family
     setting: Setting
+    saved: Checkpoint = NOTHING  # what a checkpoint writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +111,10 @@ def explore(
         for machines in by_machine.values()
         for members in by_method.values()
     ]
-    for done, group in enumerate(sorted(groups, key=lambda g: g.least_usd)):
+    hopeful = [g for g in groups if g.least_usd <= demand.most_usd and g.least_hours <= demand.most_hours]
+    for done, group in enumerate(sorted(hopeful, key=lambda g: g.least_usd)):
         node = group.offers[0].node
-        progress(f"{group.nodes * node.gpus} x {node.gpu.name}: {done + 1} of {len(groups)} groups of machines")
+        progress(f"{group.nodes * node.gpus} x {node.gpu.name}: {done + 1} of {len(hopeful)} groups of machines")
         _explore_group(space, group)
     return space
 
@@ -135,7 +140,8 @@ class Group:
     nodes: int
     offers: Sequence[Offer]
     trials: Sequence[Trial]  # the most promising first
-    least_usd: float
+    least_usd: float  # lower bounds of the whole run, from compute alone
+    least_hours: float
 
 
 def _group(
@@ -153,9 +159,15 @@ def _group(
         trials += [Trial(least_s=compute_only_s(f, setting, node), family=f, setting=setting) for f in families]
     trials.sort(key=lambda t: (t.least_s, t.family.simplicity, t.setting.micro_batch))
     least_s = trials[0].least_s if trials else math.inf
-    lines = (least_line(workload, offer, nodes) for offer in offers)
-    dollars = min(line.usd + line.usd_per_s * least_s for line in lines)
-    return Group(method=families[0].method, nodes=nodes, offers=offers, trials=trials, least_usd=dollars)
+    lines = [least_line(workload, offer, nodes) for offer in offers]
+    return Group(
+        method=families[0].method,
+        nodes=nodes,
+        offers=offers,
+        trials=trials,
+        least_usd=min(line.usd_at(least_s) for line in lines),
+        least_hours=min(line.run_s_at(least_s) for line in lines) / HOUR_S,
+    )
 
 
 def _shapes(workload: Workload, offers: Sequence[Offer], demand: Demand, space: Space) -> Shapes:
@@ -283,8 +295,7 @@ def _add_columns(
         admitted = admitted_groups(family, setting, box, offer.node)
         _add_column(
             space,
-            Point(offer=offer, family=family, setting=setting),
-            saved,
+            Point(offer=offer, family=family, setting=setting, saved=saved),
             admitted,
             (*on_gpu, *stores),
             parts,
@@ -309,7 +320,6 @@ def build_missed(space: Space) -> None:
 def _add_column(
     space: Space,
     point: Point,
-    saved: Checkpoint,
     box: Box,
     rows: tuple[Row, ...],
     parts: tuple[Part, ...],
@@ -327,42 +337,45 @@ def _add_column(
         box=box,
         rows=rows,
         parts=parts,
-        usd_of_run_s=None if offer.terms.is_plain else (lambda run_s: bill_usd(offer, setting.nodes, run_s / HOUR_S)),
-        longest_s=longest_stay_s(offer),
     )
-    seconds = shape.quick[1] if shape.quick else shape.least_step_s()
-    bill = tangent(setting.workload, offer, setting.nodes, saved, seconds)
-    if not bill.ends:
+    column = billed(shape, point)
+    if column is None:
         space.dropped[FAILING] += 1
         return
-    if shape.quick is None:
+    if column.quick is None:
         space.points.append(point)
-        space.infeasible.append(_billed(shape, bill))
+        space.infeasible.append(column)
         return
-    (layers, groups), _ = shape.quick
+    (layers, groups), seconds = column.quick
     space.considered += 1
     floor = least_line(setting.workload, offer, setting.nodes)
-    column = _billed(shape, bill)
-    known = Known(gpus=shape.gpus, usd=column.usd(seconds), run_s=column.run_s(seconds))
+    known = Known(gpus=column.gpus, usd=column.usd(seconds), run_s=column.run_s(seconds))
     as_good_s = (known.run_s - floor.run_s) / floor.run_s_per_s  # a step that would take as long with nothing written
     if as_good_s > quickest[index] * (1 + TIE):
         return
     space.points.append(point)
     space.columns.append(column)
     admitted = known.run_s <= column.longest_s
-    if admitted and as_good_s < quickest[index] and _fits(space, shape.key, layers, groups):
+    if admitted and as_good_s < quickest[index] and _fits(space, column.key, layers, groups):
         quickest[index] = as_good_s
         space.confirmed.setdefault(point.family.method, []).append(known)
 
 
-def _billed(shape: Column, bill: Line) -> Column:
-    """A column with its bill."""
+def billed(shape: Column, point: Point) -> Column | None:
+    """A column with the bill of its point; None where failures do not let the run end."""
+    setting, offer = point.setting, point.offer
+    seconds = shape.quick[1] if shape.quick else shape.least_step_s()
+    bill = tangent(setting.workload, offer, setting.nodes, point.saved, seconds)
+    if not bill.ends:
+        return None
     return replace(
         shape,
         usd_per_s=bill.usd_per_s,
         run_s_per_s=bill.run_s_per_s,
         usd_fixed=bill.usd,
         run_s_fixed=bill.run_s,
+        usd_of_run_s=None if offer.terms.is_plain else (lambda run_s: bill_usd(offer, setting.nodes, run_s / HOUR_S)),
+        longest_s=longest_stay_s(offer),
     )
 
 

@@ -72,7 +72,9 @@ def run_figures() -> Figures:
     )
 
 
-def between_failures_h(gpus: int, nodes: int, tier: Tier, mtbf_gpu_hours: float | None = None) -> float:
+def between_failures_h(
+    gpus: int, nodes: int, tier: Tier, mtbf_gpu_hours: float | None = None, spot_h: float | None = None
+) -> float:
     """M: hours until something of the cluster fails, or spot capacity is taken away.
 
     Formula: 1/M = G / MTBF + (on spot) nodes^a / H, rates add; a cluster loses its spot nodes together.
@@ -82,6 +84,7 @@ def between_failures_h(gpus: int, nodes: int, tier: Tier, mtbf_gpu_hours: float 
         nodes: nodes.
         tier: spot nodes are interrupted.
         mtbf_gpu_hours: GPU-hours between failures; None: that of configs/run.toml.
+        spot_h: H, hours between interruptions of one spot node; None: likewise.
 
     >>> round(between_failures_h(16384, 2048, Tier.ON_DEMAND), 2)  # Llama 3 405B: 54 days / 419
     3.09
@@ -89,7 +92,7 @@ def between_failures_h(gpus: int, nodes: int, tier: Tier, mtbf_gpu_hours: float 
     known = run_figures()
     rate = gpus / (mtbf_gpu_hours or known.gpu_hours)
     if tier is Tier.SPOT:
-        rate += nodes**known.spot_exponent / known.spot_h
+        rate += nodes**known.spot_exponent / (spot_h or known.spot_h)
     return 1 / rate
 
 
@@ -131,7 +134,8 @@ def upkeep(workload: Workload, node: Node, nodes: int, tier: Tier, saved: Checkp
 def _upkeep(options: RunOptions, model_bytes: int, node: Node, nodes: int, tier: Tier, saved: Checkpoint) -> Upkeep:
     known = run_figures()
     storage = options.storage_bytes_per_s
-    m = between_failures_h(nodes * node.gpus, nodes, tier, options.mtbf_gpu_hours)
+    m = between_failures_h(nodes * node.gpus, nodes, tier, options.mtbf_gpu_hours, options.spot_interruption_h)
+    m /= options.failures
     c = write_h(
         saved,
         nodes,

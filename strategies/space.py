@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 
 from ..planner.compatibility import refused
@@ -174,7 +175,8 @@ def families(choices: Choices, model: Model) -> tuple[Family, ...]:
         InputError: the requirements exclude each other.
     """
     choices.check()
-    found = tuple(f for method in choices.methods for f in _method_families(method, choices, model))
+    alike = replace(choices, methods=())
+    found = tuple(f for method in choices.methods for f in _method_families(method, alike, model))
     if not found:
         raise InputError(f"strategies: nothing is left of {_wishes(choices)}; {_reason(choices, model)}")
     return found
@@ -197,7 +199,12 @@ def _reason(choices: Choices, model: Model) -> str:
     return hit.message() if hit else "drop one --require or --forbid"
 
 
-def _method_families(method: Method, choices: Choices, model: Model) -> Iterator[Family]:
+@lru_cache(maxsize=64)  # families are told apart by identity: a second search finds the first one's folds
+def _method_families(method: Method, choices: Choices, model: Model) -> tuple[Family, ...]:
+    return tuple(_each_family(method, choices, model))
+
+
+def _each_family(method: Method, choices: Choices, model: Model) -> Iterator[Family]:
     fixed = (*fixed_strategies(choices, model), *method_strategy(method, choices.adapters))
     for stage, optimizer_on, parameters_on in _shapes(method, choices):
         rest: tuple[Strategy, ...] = (Zero(stage),)

@@ -16,7 +16,17 @@ from trainplan.cli.main import COMMANDS, SUMMARIES
 from trainplan.cli.page import commands, page
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPORTS = ["__version__", "estimate", "load_model", "plan", "trace", "validate"]
+EXPORTS = [
+    "__version__",
+    "afford",
+    "breakeven",
+    "estimate",
+    "load_model",
+    "plan",
+    "sensitivity",
+    "trace",
+    "validate",
+]
 PRICES = [
     "--prices",
     "--price",
@@ -24,7 +34,6 @@ PRICES = [
     "--years",
     "--power-kw",
     "--usd-per-kwh",
-    "--pue",
     "--utilization",
     "--hosting-usd",
     "--storage-gib",
@@ -49,6 +58,7 @@ PLAN = [
     "--gpus-per-node",
     "--host-memory-gib",
     "--internode-gbps",
+    "--fabric",
     "--max-gpus",
     "--nodes",
     *PRICES,
@@ -66,10 +76,24 @@ PLAN = [
     "--lora-targets",
     "--require",
     "--forbid",
+    "--kernels",
+    "--compile",
     "--nvme-path",
     "--out",
     "--json",
 ]
+ASKED = [option for option in PLAN if option != "--out"]
+QUOTES = [
+    "--spot-usd-per-gpu-hour",
+    "--reserved-usd-per-gpu-hour",
+    "--term",
+    "--capital",
+    "--years",
+    "--power-kw",
+    "--usd-per-kwh",
+    "--hosting-usd",
+]
+LISTS = ("--prices", "--storage-gib", "--egress-gib")
 OPTIONS = {
     "trainplan": [*PLAN, "--version"],
     "trainplan plan": PLAN,
@@ -92,6 +116,7 @@ OPTIONS = {
         "--gpus-per-node",
         "--host-memory-gib",
         "--internode-gbps",
+        "--fabric",
         *PRICES,
         "--method",
         "--zero",
@@ -100,6 +125,12 @@ OPTIONS = {
         "--offload-optimizer",
         "--offload-ratio",
         "--offload-parameters",
+        "--tensor-parallel",
+        "--pipeline-parallel",
+        "--pipeline-chunks",
+        "--context-parallel",
+        "--expert-parallel",
+        "--sequence-parallel",
         "--eval-every",
         "--eval-tokens",
         "--checkpoint-every",
@@ -111,6 +142,8 @@ OPTIONS = {
         "--lora-targets",
         "--require",
         "--forbid",
+        "--kernels",
+        "--compile",
         "--nvme-path",
         "--json",
     ],
@@ -127,6 +160,13 @@ OPTIONS = {
         "--prices",
         "--json",
     ],
+    "trainplan sensitivity": ASKED,
+    "trainplan breakeven": [
+        *(option for option in ASKED[:-1] if option not in set(PRICES) - {*LISTS}),
+        *QUOTES,
+        "--json",
+    ],
+    "trainplan afford": ASKED,
     "trainplan trace": [
         "--model",
         "--params",
@@ -268,6 +308,9 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
     for arguments in (
         ["explain", "plan"],
         ["why-not", "plan", "--zero", "3"],
+        ["sensitivity", *ONE_GPU],
+        ["breakeven", *ONE_GPU],
+        ["afford", *ONE_GPU, "--budget", "5", "--method", "full"],
         ["models", "show", "8b"],
         ["offers", "list"],
     ):
@@ -363,6 +406,26 @@ def test_json_without_a_plan(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert json.loads(done.stdout)["status"] == "no_plan"
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "names"),
+    [
+        ("sensitivity", "scenarios", {"name", "holds", "changed", "stops", "decision", "kept", "regret_usd", "mfu"}),
+        ("breakeven", "breakeven", {"name", "value", "never", "unit", "pays", "needs", "figures", "plan"}),
+        ("afford", "answers", {"question", "method", "plan", "next", "stops"}),
+    ],
+)
+def test_json_of_an_answer(command: str, key: str, names: set[str], tmp_path: Path) -> None:
+    """Each question about a request has its document: the request, and one row an answer."""
+    more = ["--budget", "5", "--method", "full"] if command == "afford" else []
+    done = run(command, *ONE_GPU, *more, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["status"] == "answered"
+    assert document["request"]["tokens"] == 10_000_000
+    assert document[key]
+    assert all(names <= set(row) for row in document[key])
 
 
 def test_json_of_a_model(tmp_path: Path) -> None:

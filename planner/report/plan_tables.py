@@ -61,7 +61,19 @@ def frontier_text(plan: Document) -> str:
     ]
     header = (*HEADER[:3], "a day sooner", *HEADER[3:])
     shown = table(cells, header=header, align="lrrrll", indent="  ")
-    return "\n".join((title, f"  the deadline is {duration(deadline)}{origin}", shown, *_old_prices(rows)))
+    sooner = _sooner(plan.get("day_sooner"))
+    return "\n".join((title, f"  the deadline is {duration(deadline)}{origin}", shown, *sooner, *_old_prices(rows)))
+
+
+def _sooner(row: Document | None) -> tuple[str, ...]:
+    """What the plan costs more where it must end a day earlier, or why it cannot."""
+    if row is None:
+        return ()
+    if "gpus" not in row:
+        return (f"  this plan a day sooner: not possible, {row['note']}",)
+    note = f"; {row['note']}" if row["note"] else ""
+    machines, time, cost = _plan_cells(row)[:3]
+    return (f"  this plan a day sooner: +{usd(row['extra_usd'])} ({machines}, {time}, {cost}{note})",)
 
 
 def _day_sooner(before: Document, row: Document) -> str:
