@@ -401,10 +401,16 @@ class Estimate:
         return constraints(self.candidate, budget_usd=r.budget_usd, deadline_s=r.deadline_s, max_gpus=r.max_gpus)
 
     @property
-    def ds_config(self) -> dict[str, Any] | None:
-        """DeepSpeed's configuration; None where the model is cut, which needs more than a configuration."""
+    def ds_config(self) -> dict[str, Any]:
+        """DeepSpeed's configuration.
+
+        Raises:
+            InputError: the model is cut, which takes more than a configuration.
+        """
         c = self.candidate
-        return ds_config(c.ledger, c.setting) if c.setting.split is WHOLE else None
+        if c.setting.split is not WHOLE:
+            raise InputError(f"ds_config: {c.stack.names[-1]} is planned, not emitted; leave model parallelism out")
+        return ds_config(c.ledger, c.setting)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
@@ -418,7 +424,7 @@ class Estimate:
             "cost": cost_document(c),
             "constraints": [x.text() for x in self.constraints],
             "warnings": list(warnings_for(c)),
-            "ds_config": self.ds_config,
+            "ds_config": self.ds_config if c.setting.split is WHOLE else None,
         }
 
 

@@ -62,7 +62,7 @@ def test_more_nodes_take_longer(kind: Resource, size: float, node: Node, nodes: 
     """
     if inside_fabric(node.gpu, 2).domain_gpus:
         return
-    nics = node.internode_bytes_per_s / node.gpus
+    nics = (node.internode_bytes_per_s or 0.0) / node.gpus
     if kind is Resource.ALL_TO_ALL and nics > min(node.gpu.link_bytes_per_s, node.gpu.host_link_bytes_per_s) / 20:
         return
     assert of(kind, size, node, nodes, ranks) <= of(kind, size, node, 2 * nodes, ranks) * SLACK
@@ -89,7 +89,7 @@ def test_never_faster_than_the_datasheet(kind: Resource, size: float, node: Node
     group = min(ranks, node.gpus)
     d, seconds = nodes * group, of(kind, size, node, nodes, ranks)
     link = max(node.gpu.link_bytes_per_s, node.gpu.host_link_bytes_per_s)
-    nics = node.internode_bytes_per_s * group / node.gpus
+    nics = (node.internode_bytes_per_s or 0.0) * group / node.gpus
     summed = inside_fabric(node.gpu, group).gain is not None
     inside = {
         Resource.ALL_REDUCE: (1 if summed else 2) * (d - 1) / d,

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 from trainplan.planner.computation import Adapters, AttentionImplementation, Computation
 from trainplan.planner.compute import (
-    ADAPTER,
-    CROSS_ENTROPY,
     DEQUANTISATION,
     ELEMENTWISE,
     INPUT_GRADIENTS,
@@ -20,7 +18,7 @@ from trainplan.planner.compute import (
     compute_work,
     model_flops_per_token,
 )
-from trainplan.planner.elementwise import CHUNKED, COMPILED, LIGER
+from trainplan.planner.elementwise import ADAPTER, CHUNKED, COMPILED, CROSS_ENTROPY, LIGER
 from trainplan.planner.model import (
     Attention,
     Block,

@@ -147,7 +147,9 @@ def test_an_estimate_of_a_cut_model() -> None:
     assert sum(term.exposed_s for term in step.terms) == pytest.approx(step.step_s)
     assert found.candidate.gpus == 64
     assert found.candidate.setting.gradient_accumulation_steps == 32
-    assert found.ds_config is None
+    assert found.to_dict()["ds_config"] is None
+    with pytest.raises(InputError, match="planned, not emitted"):
+        _ = found.ds_config
     whole = trainplan.estimate("llama-3-70b", gpus="64xh100", zero=1, global_batch=128)
     assert found.candidate.gpu.allocated_bytes < whole.candidate.gpu.allocated_bytes
 

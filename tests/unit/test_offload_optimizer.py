@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from trainplan.planner.ledger import Device, Item, Phase, flat_partition, tensor_partition, touched
-from trainplan.planner.states import sub_groups, trained_tensors
+from trainplan.planner.states import pinned, sub_groups, trained_tensors
 from trainplan.planner.work import Resource, When
 from trainplan.planner.workload import Precision as Kind
 from trainplan.strategies import offload_optimizer
 from trainplan.strategies.accumulation import GradientAccumulation
-from trainplan.strategies.offload_optimizer import GROUPS, NVME_SUB_GROUP_ELEMENTS, OffloadOptimizer, pinned
+from trainplan.strategies.offload_optimizer import GROUPS, NVME_SUB_GROUP_ELEMENTS, OffloadOptimizer
 from trainplan.strategies.optimizer import Optimizer
 from trainplan.strategies.pipelined_swap import PipelinedSwap
 from trainplan.strategies.precision import Precision
