@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.candidate import all_work
@@ -11,26 +11,26 @@ from ..planner.evaluate import evaluate
 from ..planner.frameworks import Framework, framework_of
 from ..planner.hardware import Gpu
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
-from ..planner.measurements import machine, shape, subject
+from ..planner.measurements import machine, runs, shape, subject
 from ..planner.measurements.layout import layout_of
 from ..planner.measurements.score import Prediction, Rate
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
-from ..planner.parallel import micro_batches_in_flight
+from ..planner.parallel import Split, micro_batches_in_flight
 from ..planner.pipeline import pipelined
 from ..planner.spread import step_seconds
 from ..planner.time import StepTime, price
 from ..planner.transform import Setting, Stack, Strategy
-from ..planner.work import Resource, Work
+from ..planner.work import Resource
 from ..planner.workload import Method, Workload
 from .attention import Attention
 from .checkpointing import Checkpointing
 from .framework import FrameworkStates
 from .kernels import FrameworkKernels
 from .lora import Lora
-from .model_parallel import ModelParallel
 from .loss import ChunkedLoss
+from .model_parallel import ModelParallel
 from .offload_optimizer import OffloadOptimizer
 from .offload_parameters import OffloadParameters
 from .optimizer import OPTIMIZERS, Optimizer
@@ -48,12 +48,28 @@ def predict(row: Measurement) -> Prediction:
     Raises:
         Unsupported: the row cannot be expressed.
     """
-    if not row.text("act_ckpt"):
-        return _undecided(row)
+    if row.whole_run:
+        run = runs.as_run(row, has_room)
+        return replace(_stated(run.row), run=run)
+    return _stated(row)
+
+
+def has_room(row: Measurement) -> bool:
+    """Whether the expected memory is within the GPU's."""
+    memory = _fullest(parts_of(row, checkpointing_of(row))).memory
+    return memory.device_bytes <= memory.capacity_bytes
+
+
+def _stated(row: Measurement) -> Prediction:
+    return _predict(row, checkpointing_of(row)) if row.text("act_ckpt") else _undecided(row)
+
+
+def checkpointing_of(row: Measurement) -> str:
+    """What was recomputed: "none", "full", "selective" or a number of layers; see `subject.checkpointing_of`."""
     chosen = subject.checkpointing_of(row)
     if chosen == "selective" and framework_of(row.text("framework")).sharding != "torch":
-        chosen = "none"  # Megatron recomputes the attention's inside alone, of which flash kernels keep nothing
-    return _predict(row, chosen)
+        return "none"  # Megatron recomputes the attention's inside alone, of which flash kernels keep nothing
+    return chosen
 
 
 def _undecided(row: Measurement) -> Prediction:
@@ -65,19 +81,21 @@ def _undecided(row: Measurement) -> Prediction:
     if not sparing.fits:
         return plain
     likelier = plain if plain.memory.allocated_bytes <= plain.memory.capacity_bytes else sparing
-    quicker = plain if framework_of(row.text("framework")).fused else likelier  # such recipes are tuned not to recompute
+    quicker = (
+        plain if framework_of(row.text("framework")).fused else likelier
+    )  # such recipes are tuned not to recompute
     return replace(likelier, fits=None, rate=quicker.rate)
 
 
 def _predict(row: Measurement, checkpointing: str) -> Prediction:
-    whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
-    parts = [_part(row, each, checkpointing) for each in _setting(row, whole).stages]
-    fullest = max(parts, key=lambda part: part.memory.allocated_bytes)
+    parts = parts_of(row, checkpointing)
+    fullest = _fullest(parts)
     return Prediction(
         memory=fullest.memory,
         ledger=fullest.ledger,
         fits=fullest.memory.fits,
         rate=_rate(row, parts),
+        flops_per_token=subject.flops_per_token_of(row, fullest.setting.workload.model),
     )
 
 
@@ -88,6 +106,20 @@ class Part:
     ledger: Ledger
     setting: Setting
     memory: GpuMemory
+
+
+def parts_of(row: Measurement, checkpointing: str) -> list[Part]:
+    """One rank of every stage of the pipeline that differs.
+
+    Raises:
+        Unsupported: the row cannot be expressed.
+    """
+    whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
+    return [_part(row, each, checkpointing) for each in _setting(row, whole).stages]
+
+
+def _fullest(parts: Sequence[Part]) -> Part:
+    return max(parts, key=lambda part: part.memory.allocated_bytes)
 
 
 def _part(row: Measurement, setting: Setting, checkpointing: str) -> Part:
@@ -208,9 +240,10 @@ def _rate(row: Measurement, parts: Sequence[Part]) -> Rate | None:
 def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
     """One stage's micro-steps, as if it were alone."""
     framework, setting = framework_of(row.text("framework")), part.setting
-    work = [_of_its_time(w, framework, gpu) for w in all_work(part.ledger, setting)]
+    shares = _shares(framework, gpu)
+    work = all_work(part.ledger, setting)
     return price(
-        work,
+        [replace(w, amount=w.amount / shares[w.resource]) if w.resource in shares else w for w in work],
         machine.node_of(row, gpu),
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
@@ -220,10 +253,11 @@ def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
     )
 
 
-def _of_its_time(work: Work, framework: Framework, gpu: Gpu) -> Work:
-    """Kernels of another generation than those the rates were measured on are slower or faster by one factor."""
-    if work.resource is Resource.ATTENTION and framework.attention_generation:
-        return replace(work, amount=work.amount / value("attention_generation", framework.attention_generation))
-    if work.resource is Resource.MATMUL and is_young(gpu.architecture, framework.software):
-        return replace(work, amount=work.amount / value("matmul_generation", architecture_key(gpu.architecture)))
-    return work
+def _shares(framework: Framework, gpu: Gpu) -> Mapping[Resource, float]:
+    """What kernels of another generation reach of the rates, which were measured on today's; by resource."""
+    found = {}
+    if framework.attention_generation:
+        found[Resource.ATTENTION] = value("attention_generation", framework.attention_generation)
+    if is_young(gpu.architecture, framework.software):
+        found[Resource.MATMUL] = value("matmul_generation", architecture_key(gpu.architecture))
+    return found
