@@ -8,7 +8,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from .planner.hardware import Offer, Tier
 from .planner.machines import machine_for, offers_for, parse_gpus
 from .planner.model import Model
 from .planner.models import load_model
+from .planner.parallel import WHOLE, Split
 from .planner.plan import (
     Plan,
     StackRow,
@@ -34,12 +35,12 @@ from .planner.plan import (
     time_document,
     warnings_for,
 )
-from .planner.parallel import WHOLE, Split
 from .planner.program import Limits
 from .planner.request import CHEAPEST, Request
+from .planner.run import LEAST_PROGRESS
 from .planner.search import Demand, explore
 from .planner.transform import Setting
-from .planner.units import parse_count, parse_duration_s
+from .planner.units import HOUR_S, duration, parse_count, parse_duration_s
 from .planner.workload import Method, Precision
 from .strategies.model_parallel import check_split, cut
 from .strategies.offload_optimizer import GROUPS
@@ -74,6 +75,8 @@ def request(**options: Any) -> Request:
     Raises:
         InputError: a value that cannot be read.
     """
+    kernels, compiled = options.pop("kernels", None), options.pop("compile", None)
+    options["require"] = _with_kernels(kernels, compiled, options.get("require"))
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     values: dict[str, Any] = {}
     for key, value in given.items():
@@ -81,15 +84,29 @@ def request(**options: Any) -> Request:
     return Request(**values, given=frozenset(values))
 
 
+KERNELS: Mapping[str, tuple[str, ...]] = {"none": (), "liger": ("liger",)}
+
+
+def _with_kernels(kernels: str | None, compiled: bool | None, require: Any) -> tuple[str, ...]:
+    """What is required, kernels=... and compile=... being other words for strategies."""
+    if (kernels or "none") not in KERNELS:
+        raise InputError(f"--kernels: got {str(kernels)[:40]!r}; allowed are {' and '.join(KERNELS)}; write liger")
+    names = (require,) if isinstance(require, str) else tuple(require or ())
+    return tuple(dict.fromkeys((*names, *KERNELS[kernels or "none"], *(("torch-compile",) if compiled else ()))))
+
+
 def _option(key: str, value: Any) -> dict[str, Any]:
     """One option under its name in Request."""
     if key == "gpus":
         names, number = parse_gpus(str(value))
         return {"gpus": names} | ({"gpu_count": number} if number else {})
-    if key in ("tokens", "seq_len", "global_batch") and isinstance(value, str):
+    if key in ("tokens", "seq_len", "global_batch", "eval_tokens") and isinstance(value, str):
         return {key: parse_count(value, where=f"--{key.replace('_', '-')}")}
     if key == "deadline":
         return {"deadline_s": parse_duration_s(value, where="--deadline") if isinstance(value, str) else float(value)}
+    if key == "checkpoint_every":
+        seconds = parse_duration_s(value, where="--checkpoint-every") if isinstance(value, str) else float(value)
+        return {"checkpoint_every_s": seconds}
     if key == "budget":
         return {"budget": _budget(value)}
     if key == "price":
@@ -157,7 +174,8 @@ def plan(model: str | Model, *, progress: Progress = _silent, wanted: Request | 
         progress: called with a line of text now and then.
         wanted: a finished request, instead of options.
         options: as on the command line: gpus="a100-80", budget=250_000 or "cheapest", method="lora", tokens="2B",
-            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), ...
+            seq_len=8192, global_batch=512, deadline="14d", require=("zero-3",), kernels="liger", compile=True,
+            checkpoint_every="2h", storage_gbps=50.0, grid_kgco2_per_kwh=0.06, ...
 
     Raises:
         InputError: the request contradicts itself.
@@ -336,7 +354,7 @@ def _fixed(
     """Assess one configuration on the offer named, or on the cheapest, whose nodes make up the count.
 
     Raises:
-        InputError: no machine, or a batch that does not divide.
+        InputError: no machine, a batch that does not divide, or failures that never let the run end.
     """
     if wanted.gpu_count is None:
         raise InputError(
@@ -347,11 +365,19 @@ def _fixed(
     machine = machine_for(wanted, wanted.gpu_count, preferred=offer)
     setting = _setting(model, wanted, machine, micro_batch, split)
     family = one_family(facts, replace(_choices(wanted, model), methods=(method,)), model)
-    stack = cut(family.at(layers, groups), setting)
+    stack = cut(family.at(layers, groups), setting, machine.node)
     refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
     if refusals:
         raise InputError(f"strategies: {refusals[0]}; choose another")
     candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+    run = candidate.cost.run
+    if not run.ends:
+        often, back = (duration(h * HOUR_S) for h in (run.kept.between_failures_h, run.kept.restart_h))
+        raise InputError(
+            f"the run never ends: {setting.world_size} GPUs fail every {often} and take {back} to be back; allowed is "
+            f"{LEAST_PROGRESS:.0%} of the time for work, and more; use fewer GPUs, or other --mtbf-gpu-hours, "
+            "--storage-gbps or --checkpoint-every"
+        )
     return Estimate(request=wanted, candidate=candidate)
 
 

@@ -19,6 +19,7 @@ def command(plan: str, line: str | None, as_json: bool) -> None:
 
     from ..planner.errors import InputError
     from ..planner.planfile import read_plan
+    from ..planner.report.run_table import run_text
     from ..planner.report.text import headline, line_names, lines_text, stack_text
 
     document = read_plan(plan)
@@ -29,9 +30,9 @@ def command(plan: str, line: str | None, as_json: bool) -> None:
             "give a part of a name"
         )
     if as_json:
-        click.echo(json.dumps({key: document[key] for key in ("stack", "memory", "time")}, indent=2))
+        click.echo(json.dumps({key: document[key] for key in ("stack", "memory", "time", "cost")}, indent=2))
     elif line is not None:
         click.echo(text)
     else:
         hint = f"The arithmetic of a line: trainplan explain {shlex.quote(plan)} --line logits"
-        click.echo(f"{headline(document)}\n\n{stack_text(document)}\n\n{hint}")
+        click.echo(f"{headline(document)}\n\n{stack_text(document)}\n\n{run_text(document['cost'])}\n\n{hint}")

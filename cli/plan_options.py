@@ -72,12 +72,11 @@ _hand = partial(
 )
 _job = partial(click.option, cls=SectionedOption, section="How much")
 _machine = partial(click.option, cls=SectionedOption, section="On what")
+_run = partial(click.option, cls=SectionedOption, section="The run")
 _choice = partial(click.option, cls=SectionedOption, section="Within which limits")
 _strategy = partial(click.option, cls=SectionedOption, section="With which strategies")
 _fixed = partial(click.option, cls=SectionedOption, section="The configuration")
-_cut = partial(
-    _fixed, type=click.IntRange(1, 65_536), metavar="N", default=1, show_default=True
-)
+_cut = partial(_fixed, type=click.IntRange(1, 65_536), metavar="N", default=1, show_default=True)
 _output = partial(click.option, cls=SectionedOption, section="Output")
 
 WHAT = (
@@ -145,7 +144,23 @@ STRATEGIES = (
         shell_complete=strategy_names,
         help="No plans with it; repeatable.",
     ),
+    _strategy("--kernels", type=click.Choice(("none", "liger")), help="liger: fused norms, rotary embeddings, gates."),
+    _strategy("--compile", is_flag=True, help="The training script compiles the model's layers with torch.compile."),
     _strategy("--nvme-path", help="Where NVMe is mounted on a node.  [default: /local_nvme]"),
+)
+RUN = (
+    _run("--eval-every", type=click.IntRange(1, 10**9), metavar="N", help="Optimizer steps between evaluations."),
+    _run("--eval-tokens", metavar="N", help="Tokens of one evaluation: 10M.  [default: 0.5% of the time, assumed]"),
+    _run("--checkpoint-every", metavar="TIME", help="30m, 2h.  [default: what loses least, Young and Daly]"),
+    _run(
+        "--storage-gbps",
+        type=float,
+        metavar="GB/S",
+        help="Gigabytes per second that the whole cluster writes to shared storage.  [default: 1 per node]",
+    ),
+    _run("--mtbf-gpu-hours", type=float, metavar="H", help="GPU-hours between failures.  [default: 50700]"),
+    _run("--pue", type=float, metavar="X", help="The data centre's power per power of its machines.  [default: 1.2]"),
+    _run("--grid-kgco2-per-kwh", type=float, metavar="KG", help="Of your grid; without it no emissions are computed."),
 )
 CHOICE = (
     _choice(
@@ -195,9 +210,7 @@ CONFIGURATION = (
     _cut("--pipeline-chunks", help="Model chunks of one stage (interleaved schedule)."),
     _cut("--context-parallel", help="Ranks that cut every sequence."),
     _cut("--expert-parallel", help="Ranks over which experts are spread."),
-    _fixed(
-        "--sequence-parallel", is_flag=True, help="Norms and residuals are cut over the tensor-parallel ranks too."
-    ),
+    _fixed("--sequence-parallel", is_flag=True, help="Norms and residuals are cut over the tensor-parallel ranks too."),
 )
 OUT = (
     _output(
@@ -218,7 +231,7 @@ def applied(*groups: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
     return decorate
 
 
-plan_options = applied(WHAT, JOB, MACHINES, FLEET, CHOICE, STRATEGIES, OUT, JSON)
+plan_options = applied(WHAT, JOB, MACHINES, FLEET, CHOICE, RUN, STRATEGIES, OUT, JSON)
 
 
 def model_from(options: dict[str, Any]) -> Any:

@@ -124,6 +124,7 @@ def _compute_s(model: Model, computation: Computation, seq_len: int, micro_batch
         nodes=1,
         ranks_per_node=node.gpus,
         gradient_accumulation_steps=1,
+        layers=model.layers,
         precision=computation.precision,
     )
     return sum(part.times * max(part.bounds_s) for part in parts)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .checkpoint import checkpoint
 from .computation import Computation
 from .compute import compute_work
 from .cost import Cost, run_cost
@@ -14,8 +15,7 @@ from .hardware import Node, Offer
 from .ledger import Device, Ledger
 from .memory import GpuMemory, StoreMemory, gpu_memory, host_memory, nvme_memory
 from .model import Model
-from .pipeline import pipelined
-from .time import Buckets, PartTime, StepTime, compute_sums, price, price_parts
+from .time import Buckets, PartTime, StepTime, compute_sums, pipelined, price, price_parts
 from .transform import Setting, Stack
 from .units import GIB, gib
 from .work import Work
@@ -70,7 +70,14 @@ def assess(offer: Offer, stack: Stack, setting: Setting, *, method: Method, zero
         host=host_memory(ledger, offer.node, setting.ranks_per_node),
         nvme=nvme_memory(ledger, offer.node, setting.ranks_per_node),
         time=time,
-        cost=run_cost(setting.workload, offer, setting.nodes, time.step_s),
+        cost=run_cost(
+            setting.workload,
+            offer,
+            setting.nodes,
+            time.step_s,
+            checkpoint(ledger, setting),
+            setting.evaluation_micro_steps * time.forward_s,
+        ),
     )
 
 
@@ -90,6 +97,7 @@ def step_time(ledger: Ledger, setting: Setting, node: Node) -> StepTime:
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=ledger.computation.precision,
         places=setting.places,
     )
@@ -110,6 +118,7 @@ def step_parts(ledger: Ledger, computation: Computation, setting: Setting, node:
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=computation.precision,
         given=_compute_sums(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node),
     )

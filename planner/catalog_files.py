@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import InputError, did_you_mean
-from .fabrics import offered_fabric
 from .hardware import Gpu, Node, Offer, Tier
+from .time.fabrics import offered_fabric
 from .units import GIB, GIGA, MIB, TERA
 
 EFFICIENCY = "matmul efficiency: "  # begins the source, among a Gpu's sources, that its matmul_efficiency comes from

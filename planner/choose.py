@@ -63,8 +63,8 @@ def _pool(
 def _value(column: Column, step_s: float, objective: Objective) -> float:
     """The objective for a step of so many seconds."""
     return {
-        Objective.COST: column.usd_per_s * step_s,
-        Objective.TIME: column.run_s_per_s * step_s,
+        Objective.COST: column.usd(step_s),
+        Objective.TIME: column.run_s(step_s),
         Objective.GPUS: float(column.gpus),
     }[objective]
 
@@ -74,7 +74,7 @@ def _bound(column: Column, limits: Limits, objective: Objective) -> float:
     if column.quick is None:
         return math.inf
     least = column.quick[1]
-    if column.usd_per_s * least > limits.budget_usd or column.run_s_per_s * least > limits.deadline_s:
+    if column.usd(least) > limits.budget_usd or column.run_s(least) > limits.deadline_s:
         return math.inf
     return _value(column, least, objective)
 
@@ -109,6 +109,6 @@ def _violation(column: Column, limits: Limits) -> float:
     """Sum of relative excesses at their least."""
     least = column.least_step_s()
     over = [row.line.least(column.box) / max(row.limit, 1.0) - 1 for row in column.rows]
-    over += [column.usd_per_s * least / limits.budget_usd - 1, column.run_s_per_s * least / limits.deadline_s - 1]
+    over += [column.usd(least) / limits.budget_usd - 1, column.run_s(least) / limits.deadline_s - 1]
     over.append(column.gpus / limits.max_gpus - 1)
     return sum(max(0.0, x) for x in over)

@@ -84,7 +84,10 @@ def store_rows(corners: Sequence[Ledger], box: Box, setting: Setting, node: Node
 
 
 def parts_of(corners: Sequence[Ledger], box: Box, setting: Setting, node: Node) -> tuple[Part, ...]:
-    """Parts of the step: each at least its compute, and its compute plus the traffic that cannot hide."""
+    """Parts of the step: each at least its compute, and its compute plus the traffic that cannot hide.
+
+    Evaluation passes forward as every micro-step but the last does, the first part: it adds to how often that happens.
+    """
     priced: dict[Ledger, tuple[PartTime, ...]] = {}
     for corner in corners:
         if corner not in priced:
@@ -92,7 +95,7 @@ def parts_of(corners: Sequence[Ledger], box: Box, setting: Setting, node: Node) 
     times = [priced[corner] for corner in corners]
     return tuple(
         Part(
-            first.times,
+            first.times + (0 if index else setting.evaluation_micro_steps),
             tuple(_line([time[index].bounds_s[bound] for time in times], box) for bound in range(len(first.bounds_s))),
         )
         for index, first in enumerate(times[0])

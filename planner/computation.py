@@ -95,6 +95,8 @@ class Computation:
     loss_chunk: int = 0  # tokens per chunk of the cross-entropy; 0: all logits at once, as transformers does
     padded: bool = False  # sequences of unequal length with a mask; False: packed, all of them full
     kernels: Kernels = Kernels()  # whose implementation of the layers runs
+    liger: bool = False  # Liger's norms, rotary embeddings and gates: time alone, memory stays what eager kernels need
+    compiled: bool = False  # torch.compile: likewise
 
 
 def effective_attention(model: Model, chosen: AttentionImplementation) -> AttentionImplementation:

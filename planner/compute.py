@@ -2,17 +2,40 @@
 
 Symbols: T = s*b tokens, h hidden size, f MLP intermediate size, V vocabulary, k checkpointed layers.
 
-Conventions: a multiplication of (m, k) by (k, n) is 2*m*n*k FLOPs. Two small parts of the work are left out: the input
-gradients that autograd skips in front of the first adapter (they are counted), and convolutions of state-space blocks.
+Conventions: a multiplication of (m, k) by (k, n) is 2*m*n*k FLOPs. A small part of the work is left out: convolutions
+of state-space blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
-from .computation import AttentionImplementation, Computation, Kernels, effective_attention
+from .computation import Adapters, AttentionImplementation, Computation, effective_attention, module_name
+from .efficiency import value
+from .elementwise import (
+    ACTIVATIONS,
+    ADAPTER,
+    BIAS,
+    CROSS_ENTROPY,
+    DROPOUT,
+    EAGER_SCORES,
+    EMBEDDING,
+    FAN_OUT,
+    FUSED_ACTIVATION,
+    GATE_PRODUCT,
+    NORMS,
+    RESIDUAL,
+    ROTARY,
+    ROUTING,
+    SOFT_CAP,
+    STATE_SCAN,
+    Elementwise,
+    Operation,
+    fused,
+)
+from .gradient_flow import Skipped, first_adapted, skipped, skips
 from .model import Attention, AttentionKind, Block, Mlp, MlpKind, Model, NormStyle, Parameter, ParameterKind, StateSpace
 from .work import Resource, When, Work
 
@@ -27,49 +50,6 @@ QUANTISATION = "conversion of operands to 8 or 4 bits"
 LAUNCHES = "kernel launches"
 RECOMPUTE = "recompute of checkpointed layers"
 
-
-@dataclass(frozen=True, slots=True)
-class Elementwise:
-    """Bytes read and written per element, and kernels, of one composite operation in forward and in backward."""
-
-    forward_bytes: float
-    backward_bytes: float
-    forward_kernels: int
-    backward_kernels: int
-
-
-# Bytes and kernels of transformers' own modelling code: reads + writes of every aten operation that is neither a view
-# nor a multiplication, for bf16 activations. Source: traced on torch 2.13.0 and transformers 5.23.0 (Llama, Qwen3,
-# Gemma, StarCoder2, GPT-2, OPT and Mixtral; one layer = difference of two depths).
-NORMS = {
-    NormStyle.RMS: Elementwise(36, 92, 8, 16),  # per element of the normed tensor; composed of small operations
-    NormStyle.RMS_FP32: Elementwise(40, 104, 8, 16),
-    NormStyle.LAYER: Elementwise(4, 6, 1, 1),  # one fused kernel
-}
-ACTIVATIONS = {"gelu_new": Elementwise(36, 56, 8, 12)}  # a composite of eight operations
-FUSED_ACTIVATION = Elementwise(4, 6, 1, 1)
-GATE_PRODUCT = Elementwise(6, 12, 1, 2)  # activation(gate) * up
-RESIDUAL = Elementwise(6, 6, 1, 1)
-FAN_OUT = Elementwise(0, 6, 0, 1)  # gradients of one input used by two projections are summed
-DROPOUT = Elementwise(5, 5, 1, 1)
-ROTARY = Elementwise(20, 32, 5, 8)  # per element of q or of k
-BIAS = Elementwise(0, 2, 0, 1)  # the bias is added by the multiplication itself; its gradient is a sum
-ADAPTER = Elementwise(10, 10, 2, 3)  # scaling of an adapter's output and its sum with the base output
-ROUTING = Elementwise(26, 88, 22, 30)  # gather, weigh and scatter one routed token's hidden state
-EAGER_SCORES = Elementwise(28, 28, 6, 6)  # scale, mask, cast, softmax, cast; per score
-SOFT_CAP = Elementwise(12, 14, 3, 3)
-CROSS_ENTROPY = Elementwise(14, 22, 2, 3)  # cast to fp32, log-softmax, loss; per logit
-EMBEDDING = Elementwise(4, 4, 1, 1)
-STATE_SCAN = Elementwise(24, 48, 8, 16)  # per element of T x inner x state; assumed, no published trace was found
-
-# The same operations as one kernel each, reads and writes of bf16 tensors: a norm reads x and writes y, its backward reads
-# x and dy and writes dx; SwiGLU reads gate and up; the loss reads the logits twice and writes their gradient in place.
-# Source: kernels of TransformerEngine 2.x (common/normalization, common/activation), Megatron-LM core/fusions.
-FUSED_NORM = Elementwise(4, 6, 1, 1)
-FUSED_ROTARY = Elementwise(4, 4, 1, 1)
-FUSED_GATED = Elementwise(6, 10, 1, 1)  # activation(gate) * up, per element of the product
-FUSED_CROSS_ENTROPY = Elementwise(8, 6, 2, 1)
-FUSED_ROUTING = Elementwise(8, 8, 470, 940)  # permute and its inverse, per routed token's hidden element
 
 # A 16-bit operand is read and written as it is and transposed in 8 bits. Source: TransformerEngine 2.x, common/cast.
 QUANTISE = 2 + 1 + 1
@@ -143,9 +123,11 @@ def _weight(parameter: Parameter, block: Block, tokens: int, computation: Comput
 
 
 def _is_router(parameter: Parameter, block: Block) -> bool:
-    """A router held as a bare tensor (experts, hidden)."""
+    """A router held as a bare tensor (experts, hidden); gpt-oss' experts have biases of that form too."""
     mlp = block.mlp
-    return mlp is not None and mlp.experts > 0 and len(parameter.shape) == 2 and parameter.shape[0] == mlp.experts
+    if mlp is None or not mlp.experts or parameter.kind is ParameterKind.BIAS:
+        return False
+    return len(parameter.shape) == 2 and parameter.shape[0] == mlp.experts
 
 
 def _experts(parameter: Parameter, mlp: Mlp, tokens: int, *, trained: bool, bits: int) -> Iterator[Work]:
@@ -155,7 +137,9 @@ def _experts(parameter: Parameter, mlp: Mlp, tokens: int, *, trained: bool, bits
     each = max(1, rows // experts)
     # groups that fill whole tiles share the GPU as one tall matrix would; smaller ones are bound by their weights
     height = rows if each >= GROUP_ROWS else each
-    yield from _linear(height, fan_in, fan_out, trained=trained, count=rows / height, bits=bits)
+    share = value("matmul_shape", "grouped")  # of a dense multiplication's rate
+    for work in _linear(height, fan_in, fan_out, trained=trained, count=rows / height, bits=bits):
+        yield replace(work, slowed=1.0 / share) if work.resource is Resource.MATMUL else work
     yield from _launches(1, 2 if trained else 1)
 
 
@@ -174,7 +158,7 @@ def _adapters(block: Block, tokens: int, computation: Computation) -> Iterator[W
         yield from _linear(tokens, weight.fan_in, rank, trained=True)
         yield from _linear(tokens, rank, weight.fan_out, trained=True)
         yield from _launches(2, 4)
-        yield from _elementwise(ADAPTER, tokens * weight.fan_out)
+        yield from _elementwise(fused(Operation.ADAPTER, ADAPTER, computation), tokens * weight.fan_out)
         if computation.adapters.dropout:
             yield from _elementwise(DROPOUT, tokens * weight.fan_in)
 
@@ -212,7 +196,7 @@ def _flash(attention: Attention, tokens: int, seq_len: int) -> Iterator[Work]:
     yield from _launches(1, 1)
 
 
-def _eager(attention: Attention, tokens: int, seq_len: int) -> Iterator[Work]:
+def _eager(attention: Attention, tokens: int, seq_len: int, computation: Computation) -> Iterator[Work]:
     """Materialised scores: two batched multiplications over the full square and the softmax's passes over it."""
     rows = tokens * attention.heads  # batched: the tiles of all heads share the GPU, as those of one tall matrix would
     for inner, outer in ((attention.head_dim, seq_len), (seq_len, _value_dim(attention))):
@@ -221,40 +205,50 @@ def _eager(attention: Attention, tokens: int, seq_len: int) -> Iterator[Work]:
         yield _matmul(ATTENTION, (rows, min(inner, outer), max(inner, outer)), When.BACKWARD)
     scores = float(tokens) * seq_len * attention.heads
     yield from _launches(2, 4)
-    yield from _elementwise(EAGER_SCORES, scores, name=ATTENTION)
+    yield from _elementwise(fused(Operation.SCORES, EAGER_SCORES, computation), scores, name=ATTENTION)
     if attention.soft_cap:
-        yield from _elementwise(SOFT_CAP, scores, name=ATTENTION)
+        yield from _elementwise(fused(Operation.SOFT_CAP, SOFT_CAP, computation), scores, name=ATTENTION)
 
 
 def _attention(
     attention: Attention, hidden: int, tokens: int, seq_len: int, computation: Computation
 ) -> Iterator[Work]:
     """Mixing of tokens, the rotary embedding, and the sums of gradients at the shared input."""
-    eager, kernels = computation.attention is AttentionImplementation.EAGER, computation.kernels
-    yield from (_eager if eager else _flash)(attention, tokens, seq_len * kernels.context_shards)
+    keys = seq_len * computation.kernels.context_shards
+    if computation.attention is AttentionImplementation.EAGER:
+        yield from _eager(attention, tokens, keys, computation)
+    else:
+        yield from _flash(attention, tokens, keys)
     rotated_keys = attention.kv_heads if attention.kind is AttentionKind.SOFTMAX else 1  # MLA rotates one shared key
     if attention.rope_dim:
-        rotary = FUSED_ROTARY if kernels.fused else ROTARY
-        yield from _elementwise(rotary, tokens * attention.rope_dim * (attention.heads + rotated_keys), kernels=2)
+        elements = tokens * attention.rope_dim * (attention.heads + rotated_keys)
+        yield from _elementwise(fused(Operation.ROTARY, ROTARY, computation), elements, kernels=2)
     if not attention.fused_qkv:
         yield from _elementwise(FAN_OUT, 2 * tokens * hidden, kernels=2)
 
 
-def _mlp(mlp: Mlp, hidden: int, tokens: int, kernels: Kernels) -> Iterator[Work]:
+def _mlp(mlp: Mlp, hidden: int, tokens: int, computation: Computation) -> Iterator[Work]:
     """Activations of the feed-forward part; its weights are listed with the others."""
-    rows = tokens * mlp.experts_per_token // kernels.sequence_shards if mlp.experts else tokens
+    rows = tokens * mlp.experts_per_token // computation.kernels.sequence_shards if mlp.experts else tokens
     elements = rows * mlp.intermediate + tokens * mlp.shared_intermediate
-    gated = mlp.kind is MlpKind.GATED
-    if gated and kernels.fused:
-        yield from _elementwise(FUSED_GATED, elements)
-    else:
-        own = FUSED_ACTIVATION if kernels.fused else ACTIVATIONS.get(mlp.activation, FUSED_ACTIVATION)
-        yield from _elementwise(own, elements)
-    if gated and not kernels.fused:
-        yield from _elementwise(GATE_PRODUCT, elements)
-        yield from _elementwise(FAN_OUT, tokens * hidden)
+    yield from _elementwise(_activation(mlp, computation), elements)
+    if mlp.kind is MlpKind.GATED:
+        yield from _elementwise(fused(Operation.FAN_OUT, FAN_OUT, computation), tokens * hidden)
     if mlp.experts:
-        yield from _elementwise(FUSED_ROUTING if kernels.fused else ROUTING, rows * hidden)
+        yield from _elementwise(fused(Operation.ROUTING, ROUTING, computation), rows * hidden)
+    if mlp.experts and computation.kernels.fused:
+        yield from _launches(value("launch", "mixture_forward"), value("launch", "mixture_backward"))
+
+
+def _activation(mlp: Mlp, computation: Computation) -> Elementwise:
+    """The activation, and its product with the other half of a gated pair."""
+    eager = ACTIVATIONS.get(mlp.activation)
+    activation = fused(Operation.ACTIVATION, eager, computation) if eager else FUSED_ACTIVATION
+    if mlp.kind is not MlpKind.GATED:
+        return activation
+    pair = activation + GATE_PRODUCT
+    eager_experts = mlp.experts and not computation.kernels.fused  # Liger and compilers leave experts alone
+    return pair if eager_experts else fused(Operation.GATE, pair, computation)
 
 
 def _state_space(ssm: StateSpace, tokens: int) -> Iterator[Work]:
@@ -262,13 +256,15 @@ def _state_space(ssm: StateSpace, tokens: int) -> Iterator[Work]:
     yield from _elementwise(STATE_SCAN, float(tokens) * ssm.inner * ssm.state)
 
 
-def _norm(style: NormStyle, kernels: Kernels) -> Elementwise:
-    return FUSED_NORM if kernels.fused else NORMS[style]
+def _norm(style: NormStyle, computation: Computation) -> Elementwise:
+    """A layer norm is one kernel already, and as cheap as the fused others."""
+    eager = NORMS[style]
+    return eager if style is NormStyle.LAYER else fused(Operation.NORM, eager, computation)
 
 
-def _frame(block: Block, hidden: int, whole_tokens: int, kernels: Kernels) -> Iterator[Work]:
+def _frame(block: Block, hidden: int, whole_tokens: int, computation: Computation) -> Iterator[Work]:
     """Norms over the hidden size, residual sums and dropouts of one layer; sequence parallelism cuts them."""
-    norm, tokens = _norm(block.norm, kernels), whole_tokens // kernels.sequence_shards
+    norm, tokens = _norm(block.norm, computation), whole_tokens // computation.kernels.sequence_shards
     yield from _elementwise(norm, block.norms * tokens * hidden, kernels=block.norms)
     yield from _elementwise(RESIDUAL, 2 * tokens * hidden, kernels=2)
     if block.hidden_dropout:
@@ -284,35 +280,69 @@ def _layer_work(block: Block, hidden: int, computation: Computation, seq_len: in
     for parameter in block.parameters:
         yield from _weight(parameter, block, tokens, computation)
     yield from _adapters(block, tokens, computation)
-    yield from _frame(block, hidden, tokens, computation.kernels)
+    yield from _frame(block, hidden, tokens, computation)
     if block.attention is not None:
         yield from _attention(block.attention, hidden, tokens, seq_len, computation)
     if block.mlp is not None:
-        yield from _mlp(block.mlp, hidden, tokens, computation.kernels)
+        yield from _mlp(block.mlp, hidden, tokens, computation)
     if block.ssm is not None:
         yield from _state_space(block.ssm, tokens)
+        if block.mlp is None:
+            yield from _fused_mixer(block, tokens, frozen=computation.adapters is not None)
+
+
+def _fused_mixer(block: Block, tokens: int, *, frozen: bool) -> Iterator[Work]:
+    """Mamba-1's one function computes the step size again, and its weights' gradients whether they are trained or not.
+
+    Source:
+        state-spaces/mamba mamba_ssm/ops/selective_scan_interface.py ``MambaInnerFn.backward``, read and not run.
+    """
+    for weight in block.parameters:
+        name = weight.name.split(".")[-2] if weight.kind is ParameterKind.LINEAR else ""
+        if name == "dt_proj":
+            yield _matmul(MATMULS, (tokens, weight.fan_out, weight.fan_in), When.BACKWARD)
+        if frozen and name in ("x_proj", "dt_proj", "out_proj"):
+            yield _matmul(WEIGHT_GRADIENTS, (weight.fan_out, weight.fan_in, tokens), When.BACKWARD)
 
 
 def _head_work(model: Model, computation: Computation, tokens: int) -> Iterator[Work]:
     """Embedding, final norm, lm_head (tied or not) and the loss; a pipeline's stages have what is theirs of these."""
-    full, kernels = computation.adapters is None, computation.kernels
-    last = bool(model.head) or model.tied
-    matrices = [p for p in (*model.embedding, *model.head) if p.kind is ParameterKind.LINEAR]
-    for parameter in matrices:
-        yield from _linear(tokens, parameter.fan_in, parameter.fan_out, trained=full)
-    if model.tied:
-        yield from _linear(tokens, model.hidden, model.vocab, trained=full)
-    yield from _launches(1 + len(matrices), 2 + 2 * len(matrices))
+    full, last = computation.adapters is None, bool(model.head) or model.tied
     if last:
-        yield from _elementwise(_norm(model.final_norm, kernels), tokens * model.hidden // kernels.sequence_shards)
+        yield from _loss_work(model, computation, tokens, trained=full)
+    for parameter in (*model.embedding, *model.head):
+        if parameter.kind is ParameterKind.LINEAR and not _is_lm_head(parameter):
+            yield from _linear(tokens, parameter.fan_in, parameter.fan_out, trained=full)
+            yield from _launches(1, 2)
+    if last:
+        rows = tokens // computation.kernels.sequence_shards
+        yield from _elementwise(_norm(model.final_norm, computation), rows * model.hidden)
     if model.embedding:
         yield from _elementwise(EMBEDDING, tokens * model.hidden)
     if full and model.embedding:
         table = Elementwise(0, 2, 0, 1)  # the embedding's gradient is written densely
         yield from _elementwise(table, model.vocab * model.hidden)
-    if last:
-        loss = FUSED_CROSS_ENTROPY if kernels.fused else CROSS_ENTROPY
-        yield from _elementwise(loss, float(tokens) * model.vocab, name=LOSS)
+
+
+def _is_lm_head(parameter: Parameter) -> bool:
+    return module_name(parameter) == "lm_head"
+
+
+def _loss_work(model: Model, computation: Computation, tokens: int, *, trained: bool) -> Iterator[Work]:
+    """lm_head and cross-entropy. A chunked loss makes their gradients chunk by chunk in the forward pass."""
+    tables = (p.shape[-1] for p in model.embedding if p.kind is ParameterKind.EMBEDDING)  # OPT-350M: not h
+    width = next(tables, model.hidden)  # a pipeline's last stage has none
+    rows = min(computation.loss_chunk or tokens, tokens)
+    calls = tokens / rows
+    works = (
+        *_linear(rows, width, model.vocab, trained=trained, count=calls),
+        *_launches(2 * calls, (4 if trained else 2) * calls),
+        *_elementwise(
+            fused(Operation.LOSS, CROSS_ENTROPY, computation), float(tokens) * model.vocab, name=LOSS, kernels=calls
+        ),
+    )
+    for work in works:
+        yield replace(work, when=When.FORWARD) if computation.loss_chunk else work
 
 
 def _merged(parts: Iterable[tuple[Iterable[Work], float]]) -> tuple[Work, ...]:
@@ -321,7 +351,7 @@ def _merged(parts: Iterable[tuple[Iterable[Work], float]]) -> tuple[Work, ...]:
     first: dict[tuple[object, ...], Work] = {}
     for works, times in parts:
         for work in works:
-            key = (work.name, work.resource, work.when, work.shape, work.bits)
+            key = (work.name, work.resource, work.when, work.shape, work.bits, work.slowed)
             totals[key] = totals.get(key, 0.0) + work.amount * times
             first.setdefault(key, work)
     return tuple(
@@ -332,29 +362,49 @@ def _merged(parts: Iterable[tuple[Iterable[Work], float]]) -> tuple[Work, ...]:
             when=work.when,
             shape=work.shape,
             bits=work.bits,
+            slowed=work.slowed,
         )
         for key, work in first.items()
         if totals[key]
     )
 
 
-def _last_projection(block: Block, tokens: int, bits: int) -> Iterator[Work]:
+def _last_projection(block: Block, tokens: int, computation: Computation) -> Iterator[Work]:
     """The multiplication a recomputation need not repeat: nothing after it is saved for the backward pass.
 
     Non-reentrant checkpointing stops once every saved tensor is back, and a projection saves its input only. A dropout,
-    a norm or a mixture of experts behind the last projection saves more and forces it to run.
+    a norm or a mixture of experts behind the last projection saves more and forces it to run. An adapter of that
+    projection saves its inner values, so that only its second factor is left out.
 
     Source:
         torch 2.13.0 utils/checkpoint.py, ``set_checkpoint_early_stop`` (default on); seen with FlopCounterMode on
-        Llama (0.75 of a layer's forward, down_proj being 0.25 of it), GPT-2 and OPT (1.00).
+        Llama (0.75 of a layer's forward, down_proj being 0.25 of it), GPT-2 and OPT (1.00), DeepSeek (shared experts
+        come last).
     """
     mlp = block.mlp
-    if mlp is None or mlp.experts or block.hidden_dropout or block.post_norm or block.norms > 2:
+    if mlp is None or block.hidden_dropout or block.post_norm or block.norms > 2:
         return
-    for parameter in reversed(block.parameters):
-        if parameter.kind is ParameterKind.LINEAR and parameter.fan_in == mlp.intermediate:
-            yield _matmul(MATMULS, (tokens, parameter.fan_out, parameter.fan_in), When.FORWARD, bits=bits)
-            return
+    width = mlp.shared_intermediate if mlp.experts else mlp.intermediate
+    last = next((p for p in reversed(block.parameters) if _ends_layer(p, width, mlp)), None)
+    if last is None:
+        return
+    adapters = computation.adapters
+    adapted = adapters is not None and last in adapters.adapted(block)
+    inner = adapters.rank if adapters is not None and adapted else last.fan_in
+    yield _matmul(MATMULS, (tokens, last.fan_out, inner), When.FORWARD, bits=computation.kernels.matmul_bits)
+
+
+def _ends_layer(parameter: Parameter, width: int, mlp: Mlp) -> bool:
+    """A projection from the MLP's width; of a mixture, that of shared experts without a gate of their own."""
+    closes = parameter.kind is ParameterKind.LINEAR and parameter.fan_in == width
+    return closes and (not mlp.experts or "shared_experts." in parameter.name)
+
+
+def _chosen(model: Model, computation: Computation) -> Computation:
+    """With the attention that the model leaves a choice of; a framework's own kernels know sinks and soft caps."""
+    if computation.kernels.fused:
+        return computation
+    return replace(computation, attention=effective_attention(model, computation.attention))
 
 
 @lru_cache(maxsize=4096)
@@ -363,22 +413,86 @@ def _layers(
 ) -> tuple[dict[int, tuple[Work, ...]], dict[int, tuple[Work, ...]], tuple[Work, ...]]:
     """Work of each distinct layer, of its recomputation (both by the block's id), and of the rest of the model."""
     tokens = seq_len * micro_batch
-    attention = effective_attention(model, computation.attention)
-    chosen = computation if computation.kernels.fused else replace(computation, attention=attention)
+    chosen = _chosen(model, computation)
     whole: dict[int, tuple[Work, ...]] = {}
     again: dict[int, tuple[Work, ...]] = {}
     for block, _ in model.distinct_blocks:
         works = _merged(((_layer_work(block, model.hidden, chosen, seq_len, tokens), 1.0),))
         forward = (w for w in works if w.when is When.FORWARD)
-        repeated = _merged(((forward, 1.0), (_last_projection(block, tokens, chosen.kernels.matmul_bits), -1.0)))
+        repeated = _merged(((forward, 1.0), (_last_projection(block, tokens, chosen), -1.0)))
         whole[id(block)] = works
         again[id(block)] = tuple(replace(w, name=RECOMPUTE, when=When.BACKWARD) for w in repeated)
     return whole, again, _merged(((_head_work(model, chosen, tokens), 1.0),))
 
 
+def _without_gradient(block: Block, computation: Computation, tokens: int, seq_len: int) -> Iterator[Work]:
+    """Multiplications and attention that the first layer with adapters leaves out of its backward pass.
+
+    Its memory-bound kernels and launches are counted in full: one layer's.
+    """
+    if computation.adapters is None:
+        return
+    found = skipped(block, computation.adapters)
+    frozen = replace(computation, adapters=Adapters(targets=("",)), quantized=False)
+    for parameter in found.weights:
+        for work in _weight(parameter, block, tokens, frozen):
+            if work.name == INPUT_GRADIENTS:
+                yield work
+    for weight in computation.adapters.adapted(block):
+        if weight in found.weights:
+            yield _matmul(INPUT_GRADIENTS, (tokens, weight.fan_in, computation.adapters.rank), When.BACKWARD)
+    if block.attention is not None:
+        yield from _attention_without_gradient(block.attention, found, tokens, seq_len, computation)
+
+
+def _attention_without_gradient(
+    attention: Attention, found: Skipped, tokens: int, seq_len: int, computation: Computation
+) -> Iterator[Work]:
+    """Eager scores leave out operand by operand, one kernel leaves out all or nothing."""
+    if computation.attention is not AttentionImplementation.EAGER:
+        if found.attention:
+            yield from (
+                w for w in _flash(attention, tokens, seq_len) if _backward(w) and w.resource is Resource.ATTENTION
+            )
+        return
+    no_query, no_key, no_value = found.operands
+    rows, width, values = tokens * attention.heads, attention.head_dim, _value_dim(attention)
+    operands = (
+        (no_query, (rows, width, seq_len)),
+        (no_key, (rows, min(width, seq_len), max(width, seq_len))),
+        (no_query and no_key, (rows, seq_len, values)),
+        (no_value, (rows, min(values, seq_len), max(values, seq_len))),
+    )
+    yield from (_matmul(ATTENTION, shape, When.BACKWARD) for left, shape in operands if left)
+
+
+def _backward(work: Work) -> bool:
+    return work.when is When.BACKWARD
+
+
+def _left_out(
+    model: Model, computation: Computation, whole: Mapping[int, tuple[Work, ...]], seq_len: int, tokens: int
+) -> Iterator[Work]:
+    """Backward work in front of the first adapter: all of the layers before it, and what its own layer skips."""
+    adapters = computation.adapters
+    if adapters is None or not skips(computation):
+        return
+    for weight in model.embedding:
+        if weight.kind is ParameterKind.LINEAR and weight.fan_out == model.hidden:  # OPT-350M: in front of the layers
+            yield _matmul(INPUT_GRADIENTS, (tokens, weight.fan_in, weight.fan_out), When.BACKWARD)
+    first = first_adapted(model, adapters)
+    for block in model.blocks[:first]:
+        yield from (work for work in whole[id(block)] if _backward(work))
+    if first < model.layers:
+        chosen = _chosen(model, computation)
+        yield from _without_gradient(model.blocks[first], chosen, tokens, seq_len)
+
+
 @lru_cache(maxsize=65536)
 def compute_work(model: Model, computation: Computation, seq_len: int, micro_batch: int) -> tuple[Work, ...]:
-    """Work of ONE micro-step's forward and backward on one rank; linear in the number of checkpointed layers.
+    """Work of ONE micro-step's forward and backward on one rank; linear in the checkpointed layers above none.
+
+    Without any, LoRA skips the input gradients in front of its first adapter; a line through 0 and L is then below.
 
     Args:
         model: what is trained.
@@ -389,7 +503,7 @@ def compute_work(model: Model, computation: Computation, seq_len: int, micro_bat
     Returns:
         FLOPs, bytes and kernel counts; none is ``once`` or ``side``.
     """
-    kept = replace(computation, checkpointed_layers=0, checkpoints_on_host=False, loss_chunk=0)
+    kept = replace(computation, checkpointed_layers=0, checkpoints_on_host=False)
     whole, again, rest = _layers(model, kept, seq_len, micro_batch)
     checkpointed: dict[int, int] = {}
     for block in model.blocks[: computation.checkpointed_layers]:
@@ -397,6 +511,7 @@ def compute_work(model: Model, computation: Computation, seq_len: int, micro_bat
     parts: list[tuple[Iterable[Work], float]] = [(rest, 1.0)]
     parts += [(whole[id(block)], float(count)) for block, count in model.distinct_blocks]
     parts += [(again[key], float(count)) for key, count in checkpointed.items()]
+    parts.append((_left_out(model, computation, whole, seq_len, seq_len * micro_batch), -1.0))
     return _merged(parts)
 
 

@@ -1,12 +1,15 @@
-"""From seconds per step to hours and dollars of a whole run."""
+"""From seconds per step to hours, dollars and electricity of a whole run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .efficiency import value
-from .hardware import Offer, Tier
+from .checkpoint import Checkpoint
+from .energy import run_kgco2, run_kwh
+from .hardware import Offer
+from .run import Run, ends, touching_line, whole_run
 from .units import HOUR_S
+from .upkeep import upkeep
 from .workload import Workload
 
 TOKENS_PER_PRICE = 1e6  # tokens are priced by the million
@@ -21,41 +24,28 @@ class Cost:
     gpu_hours: float
     usd: float
     usd_per_million_tokens: float
+    kwh: float | None  # None: the GPU's power is unknown
+    kgco2: float | None  # None: so is this, or the user gave no grid factor
+    run: Run
 
 
-def goodput(gpus: int, tier: Tier = Tier.ON_DEMAND) -> float:
-    """Share of the billed time that trains.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Dollars and seconds of a run as a line in the seconds of a step: fixed + per_s x step_s."""
 
-    Formula: (1 - overhead) / (1 + G lost / MTBF + spot), with G GPUs, a mean time between failures in GPU-hours, the
-    hours lost per failure, and on spot machines hours lost / hours between interruptions. The checkpoint interval is
-    taken to follow the failure rate, so that the hours lost per failure stay the same; this is an assumption.
+    usd: float
+    usd_per_s: float
+    run_s: float
+    run_s_per_s: float
+    ends: bool = True  # failures let the run end
 
-    Args:
-        gpus: G, in the whole cluster.
-        tier: spot machines are interrupted.
+    def usd_at(self, step_s: float) -> float:
+        """Dollars for a step of so many seconds."""
+        return self.usd + self.usd_per_s * step_s
 
-    Source:
-        configs/efficiency.toml, [goodput] and [spot].
-
-    >>> goodput(8) > goodput(1024) > goodput(16384), goodput(8) > goodput(8, Tier.SPOT)
-    (True, True)
-    """
-    lost = gpus * value("goodput", "hours_lost_per_failure") / value("goodput", "gpu_hours_between_failures")
-    if tier is Tier.SPOT:
-        lost += value("spot", "hours_lost_per_interruption") / value("spot", "hours_between_interruptions")
-    return (1.0 - value("goodput", "overhead")) / (1.0 + lost)
-
-
-def run_hours(workload: Workload, step_s: float, *, gpus: int, tier: Tier = Tier.ON_DEMAND) -> float:
-    """Hours from start to end: steps * step_s / goodput.
-
-    Args:
-        workload: gives the number of optimizer steps.
-        step_s: seconds of one optimizer step.
-        gpus: in the whole cluster, for failures.
-        tier: for interruptions.
-    """
-    return workload.steps * step_s / HOUR_S / goodput(gpus, tier)
+    def run_s_at(self, step_s: float) -> float:
+        """Seconds of the run for a step of so many seconds."""
+        return self.run_s + self.run_s_per_s * step_s
 
 
 def run_cost_usd(offer: Offer, nodes: int, hours: float) -> float:
@@ -63,22 +53,63 @@ def run_cost_usd(offer: Offer, nodes: int, hours: float) -> float:
     return offer.usd_per_hour * nodes * hours
 
 
-def run_cost(workload: Workload, offer: Offer, nodes: int, step_s: float) -> Cost:
-    """Hours and dollars of a workload on so many nodes of an offer.
+def run_cost(
+    workload: Workload, offer: Offer, nodes: int, step_s: float, saved: Checkpoint, evaluation_s: float = 0.0
+) -> Cost:
+    """Hours, dollars and electricity of a workload on so many nodes of an offer.
 
     Args:
         workload: what is trained.
         offer: the node and its price.
         nodes: whole nodes, all billed until the end.
         step_s: seconds of one optimizer step.
+        saved: what a checkpoint writes.
+        evaluation_s: seconds of evaluation per optimizer step, where the user said how much.
     """
     gpus = nodes * offer.node.gpus
-    hours = run_hours(workload, step_s, gpus=gpus, tier=offer.tier)
-    usd = run_cost_usd(offer, nodes, hours)
+    run = whole_run(workload, offer.node, nodes, offer.tier, saved, step_s, evaluation_s)
+    usd = run_cost_usd(offer, nodes, run.hours)
+    kwh = run_kwh(offer.node.gpu, gpus, run.hours, workload.run.pue)
     return Cost(
-        hours=hours,
-        node_hours=nodes * hours,
-        gpu_hours=gpus * hours,
+        hours=run.hours,
+        node_hours=nodes * run.hours,
+        gpu_hours=gpus * run.hours,
         usd=usd,
         usd_per_million_tokens=usd / workload.tokens * TOKENS_PER_PRICE,
+        kwh=kwh,
+        kgco2=run_kgco2(kwh, workload.run.grid_kgco2_per_kwh),
+        run=run,
+    )
+
+
+def least_line(workload: Workload, offer: Offer, nodes: int) -> Line:
+    """A line below the bill of every run on so many nodes: nothing is written, every interval is short."""
+    kept = upkeep(workload, offer.node, nodes, offer.tier)
+    rate = kept.least_stretch * (1 + kept.share) * workload.steps / HOUR_S
+    return _line(offer, nodes, kept.start_up_h, rate)
+
+
+def tangent(workload: Workload, offer: Offer, nodes: int, saved: Checkpoint, step_s: float) -> Line:
+    """The line that touches the bill at one length of step and is below it for all longer ones.
+
+    Args:
+        workload: what is trained.
+        offer: the node and its price.
+        nodes: whole nodes.
+        saved: what a checkpoint writes.
+        step_s: seconds of one step with its share of evaluation, where the line touches.
+    """
+    kept = upkeep(workload, offer.node, nodes, offer.tier, saved)
+    hours, slope = touching_line(kept, workload.steps, step_s)
+    return _line(offer, nodes, hours - slope * step_s, slope, ends=ends(kept, workload.steps, step_s))
+
+
+def _line(offer: Offer, nodes: int, fixed_h: float, per_s_h: float, *, ends: bool = True) -> Line:
+    usd_per_h = run_cost_usd(offer, nodes, 1.0)
+    return Line(
+        usd=usd_per_h * fixed_h,
+        usd_per_s=usd_per_h * per_s_h,
+        run_s=fixed_h * HOUR_S,
+        run_s_per_s=per_s_h * HOUR_S,
+        ends=ends,
     )

@@ -1,4 +1,4 @@
-"""Constants of the time and cost models, most of them measured shares of datasheet rates: configs/efficiency.toml."""
+"""Constants of the time, run and energy models: configs/efficiency.toml (rates) and configs/run.toml (whole runs)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ class Figure:
     unit: str = "share"
 
 
+FILES = ("efficiency.toml", "run.toml")  # no table stands in both
+
+
 @lru_cache(maxsize=1)
 def figures() -> Mapping[str, Mapping[str, Figure]]:
     """All constants, by table and name."""
+    return {table: rows for name in FILES for table, rows in figures_of(name).items()}
+
+
+def figures_of(name: str) -> Mapping[str, Mapping[str, Figure]]:
+    """The constants of one file."""
     import tomllib  # here: the command line's --help reads no constants and should not wait for these
     from importlib.resources import files
 
-    text = files("trainplan.configs").joinpath("efficiency.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
-    return {table: {name: Figure(**row) for name, row in rows.items()} for table, rows in tables.items()}
+    tables = tomllib.loads(files("trainplan.configs").joinpath(name).read_text(encoding="utf-8"))
+    return {table: {key: Figure(**row) for key, row in rows.items()} for table, rows in tables.items()}
 
 
 def figure(table: str, name: str) -> Figure:
@@ -42,6 +49,15 @@ def value(table: str, name: str) -> float:
     (0.803, True)
     """
     return figure(table, name).value
+
+
+def has(table: str, name: str) -> bool:
+    """Whether a table has a row of this name.
+
+    >>> has("matmul_energy", "hopper"), has("matmul_energy", "unheard-of")
+    (True, False)
+    """
+    return name in figures()[table]
 
 
 def optional(table: str, *names: str) -> float | None:

@@ -117,7 +117,7 @@ def stage(model: Model, split: Split, index: int) -> Model:
     head = tuple(_table(p, split.tensor) for p in model.head)
     return replace(
         model,
-        vocab=-(-model.vocab // split.tensor),
+        vocab=_own_rows(model.vocab, split.tensor),
         tied=model.tied and first and last,  # two stages: two copies, whose gradients are summed between them
         embedding=tables if first else tables[:1] if last and model.tied else (),
         blocks=tuple(cut[id(block)] for block in own),
@@ -153,12 +153,22 @@ def longest_stage(layers: int, split: Split) -> int:
     return max(inner, key=lambda index: -int.__sub__(*stage_layers(layers, split, index)))
 
 
+VOCABULARY_MULTIPLE = 128  # Megatron-LM training/tokenizer, make_vocab_size_divisible_by: rows of each rank
+
+
+def _own_rows(rows: int, tensor: int) -> int:
+    """A rank's rows of a vocabulary's table, padded where it is cut."""
+    if tensor == 1:
+        return rows
+    return -(-rows // (tensor * VOCABULARY_MULTIPLE)) * VOCABULARY_MULTIPLE
+
+
 def _table(parameter: Parameter, tensor: int) -> Parameter:
     """A vocabulary's table is cut by rows; norms and positions are whole."""
     if parameter.kind not in (ParameterKind.EMBEDDING, ParameterKind.LINEAR):
         return parameter
     rows, *rest = parameter.shape
-    own = -(-rows // tensor)
+    own = _own_rows(rows, tensor)
     return replace(parameter, shape=(own, *rest), fan_out=own if parameter.fan_out else 0)
 
 

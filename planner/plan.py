@@ -15,6 +15,7 @@ from .ledger import Device, Entry, Ledger
 from .memory import GpuMemory, StoreMemory
 from .program import Certificate
 from .request import Request
+from .run_lines import run_assumptions, run_document
 from .time import StepTime
 from .transform import Stack
 from .units import GIB, usd
@@ -313,7 +314,9 @@ def time_document(c: Candidate) -> dict[str, Any]:
                 "seconds_per_step": t.seconds_per_step,
                 "exposed_s": t.exposed_s,
                 "limited_by": t.limited_by,
-                "source": t.source,
+                "figure": t.ground.figure,
+                "kind": t.ground.kind,
+                "source": t.ground.source,
             }
             for t in time.terms
         ],
@@ -346,6 +349,9 @@ def cost_document(c: Candidate) -> dict[str, Any]:
         "usd_per_node_hour": c.offer.usd_per_hour,
         "price_date": c.offer.date,
         "price_source": c.offer.source,
+        "kwh": c.cost.kwh,
+        "kgco2": c.cost.kgco2,
+        "run": run_document(c.cost.run, c.setting.workload.run, c.offer.tier),
     }
 
 
@@ -396,11 +402,15 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
             "default",
         ),
     ]
+    kernels = [name for name in SCRIPT if name in c.stack.names]
+    if kernels:
+        price_rows.append(("kernels", f"{' and '.join(kernels)}: train.py sets them up; memory without them", "you"))
     if c.zero_stage == 3:
         built = "whole on every GPU, then cut (no zero.Init)"
         named = "no-zero-init" in c.stack.names
         value = "in partitions (zero.Init)" if c.ledger.zero_init else built
         price_rows.append(("model built", value, "you" if named else "default"))
+    price_rows += run_assumptions(c.setting.workload.run, c.offer.tier)
     return rows + [{"name": name, "value": value, "from": origin} for name, value, origin in price_rows]
 
 
@@ -422,7 +432,15 @@ def warnings_for(c: Candidate) -> tuple[str, ...]:
         found.append(
             f"optimizer {c.ledger.optimizer.name}: not a ds_config type; train.py must pass it to deepspeed.initialize"
         )
+    found += [text for name, text in SCRIPT.items() if name in c.stack.names]
     return tuple(found)
+
+
+# What only the training script can do, by strategy.
+SCRIPT = {
+    "liger": "liger: train.py must patch the model with Liger Kernel before it is built; memory is planned without",
+    "torch-compile": "torch-compile: train.py must compile the decoder layers; memory is planned without",
+}
 
 
 def no_plan_document(

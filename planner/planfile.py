@@ -69,6 +69,20 @@ SHAPE: Mapping[str, Any] = {
             {"name": _TEXT, "seconds_per_step": _NUMBER, "exposed_s": _NUMBER, "limited_by": _TEXT, "source": _TEXT}
         ],
     },
+    "cost": {
+        "hours": _NUMBER,
+        "kwh?": _NUMBER,
+        "kgco2?": _NUMBER,
+        "run": {
+            "lines": [{"name": _TEXT, "hours": _NUMBER, "share": _NUMBER, "why": _TEXT, "source": _TEXT}],
+            "goodput": _NUMBER,
+            "checkpoint_bytes": _COUNT,
+            "checkpoint_write_h": _NUMBER,
+            "checkpoint_interval_h": _NUMBER,
+            "hours_between_failures": _NUMBER,
+            "failures": _NUMBER,
+        },
+    },
     "stack": [
         {
             "strategy": _TEXT,

@@ -6,12 +6,13 @@
         p   parts of a column's step: forward, backward, once per step
         q   lower bounds of a part's seconds: its compute, its compute plus exposed traffic, ...
     Parameters (from the ledger; linear in the two integers)
-        fixed, per_layer, per_group of every row and bound; limit of every row; times of every part; usd_per_s
+        fixed, per_layer, per_group of every row and bound; limit of every row; times of every part
+        usd_fixed, usd_per_s: the line that touches the bill at the column's quickest step and is below it elsewhere
     Variables
         choose[c] in {0, 1};  layers[c] in Z, low[c] choose[c] <= layers[c] <= high[c] choose[c];
         groups[c] in Z, 0 or 1..G[c];  part_s[c, p] >= 0
     Objective
-        dollars = sum over c of usd_per_s[c] steps sum over p of times[c, p] part_s[c, p];
+        dollars = sum over c of usd_fixed[c] choose[c] + usd_per_s[c] sum over p of times[c, p] part_s[c, p];
         ties: seconds, then GPUs, then the simpler stack
     Constraints
         one_plan                 sum over c of choose[c] = 1
@@ -84,7 +85,7 @@ class Row:
 class Part:
     """A part of the step: how often it happens, and lower bounds of its seconds."""
 
-    times: int
+    times: float
     bounds: tuple[Line, ...]
 
 
@@ -100,6 +101,16 @@ class Column:
     box: Box
     rows: tuple[Row, ...]
     parts: tuple[Part, ...]
+    usd_fixed: float = 0.0  # whatever a step takes: start-up; below 0 where the bill bends upwards
+    run_s_fixed: float = 0.0
+
+    def usd(self, step_s: float) -> float:
+        """Dollars of the whole run for a step of so many seconds."""
+        return self.usd_fixed + self.usd_per_s * step_s
+
+    def run_s(self, step_s: float) -> float:
+        """Seconds of the whole run for a step of so many seconds."""
+        return self.run_s_fixed + self.run_s_per_s * step_s
 
     @cached_property
     def quick(self) -> tuple[tuple[int, int], float] | None:
@@ -326,11 +337,11 @@ def _tied(columns: Sequence[Column], built: _Built, objective: Objective, value:
     if objective is Objective.GPUS:
         return sum(1 for c in columns if c.gpus <= value + TIE) > 1
 
-    def rate(c: Column) -> float:
-        return c.usd_per_s if objective is Objective.COST else c.run_s_per_s
+    def least(c: Column, step_s: float) -> float:
+        return c.usd(step_s) if objective is Objective.COST else c.run_s(step_s)
 
     limit = value * (1 + TIE)
-    return any(c is not chosen and c.quick is not None and rate(c) * c.quick[1] <= limit for c in columns)
+    return any(c is not chosen and c.quick is not None and least(c, c.quick[1]) <= limit for c in columns)
 
 
 def _build(columns: Sequence[Column], limits: Limits, cuts: Sequence[Cut]) -> _Built:
@@ -341,8 +352,8 @@ def _build(columns: Sequence[Column], limits: Limits, cuts: Sequence[Cut]) -> _B
     costs, seconds = [], []
     for c in columns:
         step = _add_column(built, c)
-        costs.append(c.usd_per_s * step)
-        seconds.append(c.run_s_per_s * step)
+        costs.append(c.usd_per_s * step + c.usd_fixed * built.choose[c.key])
+        seconds.append(c.run_s_per_s * step + c.run_s_fixed * built.choose[c.key])
     problem += pulp.lpSum(built.choose.values()) == 1, "one_plan"
     built.cost, built.run_s = pulp.lpSum(costs), pulp.lpSum(seconds)
     if math.isfinite(limits.budget_usd):
@@ -503,8 +514,8 @@ def shortage(columns: Sequence[Column], limits: Limits) -> Shortage | None:
     costs, seconds = [], []
     for c in columns:
         step = _add_column(built, replace(c, rows=()))
-        costs.append(c.usd_per_s * step)
-        seconds.append(c.run_s_per_s * step)
+        costs.append(c.usd_per_s * step + c.usd_fixed * built.choose[c.key])
+        seconds.append(c.run_s_per_s * step + c.run_s_fixed * built.choose[c.key])
         _relax_rows(built, c, slacks)
     built.problem += pulp.lpSum(built.choose.values()) == 1, "one_plan"
     for name, limit, terms in (("budget", limits.budget_usd, costs), ("deadline", limits.deadline_s, seconds)):

@@ -11,14 +11,15 @@ from .computation import default_targets
 from .errors import InputError
 from .hardware import Tier
 from .model import Model
-from .units import DAY_S, count, duration, usd
-from .workload import Method, Precision, Workload
+from .units import DAY_S, GIGA, count, duration, usd
+from .workload import Method, Precision, RunOptions, Workload
 
 DEFAULT_TOKENS = 1_000_000_000
 DEFAULT_SEQ_LEN = 4096
 DEFAULT_BATCH_TOKENS = 2**20  # about 1M tokens per optimizer step
 DEFAULT_DEADLINE_S = 30 * DAY_S
 DEFAULT_MAX_GPUS = 1024
+LONGEST_S = 3650 * DAY_S
 LARGEST = {
     "tokens": 10**15,
     "seq_len": 2**24,
@@ -26,7 +27,17 @@ LARGEST = {
     "max_gpus": 2**17,
     "nodes": 2**14,
     "lora_rank": 4096,
+    "eval_every": 10**9,
+    "eval_tokens": 10**15,
 }
+LARGEST_AMOUNT = {  # of numbers above 0
+    "price_usd_per_gpu_hour": 1e4,
+    "host_memory_gib": 1e6,
+    "internode_gbps": 1e6,
+    "storage_gbps": 1e6,
+    "mtbf_gpu_hours": 1e9,
+}
+RANGES = {"pue": (1.0, 3.0), "grid_kgco2_per_kwh": (0.0, 3.0)}
 CHEAPEST = "cheapest"  # --budget without a value
 
 
@@ -56,6 +67,13 @@ class Request:
     lora_rank: int = 16
     lora_targets: tuple[str, ...] = ()
     nvme_path: str = "/local_nvme"
+    eval_every: int | None = None  # optimizer steps
+    eval_tokens: int | None = None  # of one evaluation
+    checkpoint_every_s: float | None = None
+    storage_gbps: float | None = None  # GB/s of the whole cluster
+    mtbf_gpu_hours: float | None = None
+    grid_kgco2_per_kwh: float | None = None
+    pue: float | None = None
     given: frozenset[str] = field(default_factory=frozenset)  # names the user set
 
     @property
@@ -86,7 +104,16 @@ class Request:
 
     def workload(self, model: Model) -> Workload:
         """The job itself."""
-        return Workload(model=model, tokens=self.tokens, seq_len=self.seq_len, global_batch=self.sequences)
+        run = RunOptions(
+            eval_every=self.eval_every,
+            eval_tokens=self.eval_tokens,
+            checkpoint_every_s=self.checkpoint_every_s,
+            storage_bytes_per_s=None if self.storage_gbps is None else self.storage_gbps * GIGA,
+            mtbf_gpu_hours=self.mtbf_gpu_hours,
+            grid_kgco2_per_kwh=self.grid_kgco2_per_kwh,
+            pue=self.pue,
+        )
+        return Workload(model=model, tokens=self.tokens, seq_len=self.seq_len, global_batch=self.sequences, run=run)
 
     def check(self, model: Model) -> None:
         """Numbers in range, and consistent.
@@ -106,13 +133,19 @@ class Request:
                 found.append(
                     f"--{name.replace('_', '-')}: out of range, got {value:,}; allowed are 1 to {largest:,}; change it"
                 )
-        for name, largest_float in (("price_usd_per_gpu_hour", 1e4), ("host_memory_gib", 1e6), ("internode_gbps", 1e6)):
+        for name, most in LARGEST_AMOUNT.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value <= largest_float:
+            if value is not None and not 0 < value <= most:
                 flag = name.removesuffix("_usd_per_gpu_hour").replace("_", "-")
-                found.append(
-                    f"--{flag}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}; change it"
-                )
+                found.append(f"--{flag}: out of range, got {value:g}; allowed is above 0 up to {most:,.0f}; change it")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                flag = name.replace("_", "-")
+                found.append(f"--{flag}: out of range, got {value:g}; allowed is {least:g} to {most:g}; change it")
+        every = self.checkpoint_every_s
+        if every is not None and not 1 <= every <= LONGEST_S:
+            found.append(f"--checkpoint-every: out of range, got {every:g} s; allowed are 1 s to 3650d; change it")
         if isinstance(self.budget, int | float) and not 0 < self.budget <= 1e12:
             found.append(f"--budget: out of range, got {self.budget:g}; allowed is above 0 up to 1e12 dollars")
         return found
@@ -140,6 +173,9 @@ class Request:
             found.append(f"--price: one price for {len(self.gpus)} GPU types; name one type with --gpus")
         if self.price_usd_per_gpu_hour is not None and (self.cloud or self.region or "tier" in self.given):
             found.append("--price: your own machines have no cloud, region or tier; drop --cloud, --region and --tier")
+        if (self.eval_every is None) != (self.eval_tokens is None):
+            given, missing = ("every", "tokens") if self.eval_tokens is None else ("tokens", "every")
+            found.append(f"--eval-{given}: needs --eval-{missing} too, which is not given; give both or neither")
         if self.tokens < self.seq_len * self.sequences and "tokens" in self.given:
             found.append(
                 f"--tokens {self.tokens:,}: less than one global batch of {self.sequences} x {self.seq_len:,}; "
@@ -210,14 +246,16 @@ def request_from(document: Mapping[str, Any], *, where: str) -> Request:
 def _check_types(request: Request) -> None:
     """Numbers are numbers and not negative, a bool is none; texts are texts."""
     whole = ("max_gpus", "tokens", "seq_len", "lora_rank")
-    for name in (*whole, "gpu_count", "nodes", "global_batch", "gpus_per_node"):
+    for name in (*whole, "gpu_count", "nodes", "global_batch", "gpus_per_node", "eval_every", "eval_tokens"):
         value = getattr(request, name)
         if not ((value is None and name not in whole) or (type(value) is int and value >= 1)):
             raise ValueError(f"{name} is {_shown(value)}, not a whole number above 0")
-    for name in ("price_usd_per_gpu_hour", "host_memory_gib", "internode_gbps", "deadline_s"):
+    for name in (*LARGEST_AMOUNT, "deadline_s", "checkpoint_every_s", "pue"):
         value = getattr(request, name)
         if not ((value is None and name != "deadline_s") or _is_amount(value)):
             raise ValueError(f"{name} is {_shown(value)}, not a number above 0")
+    if not (request.grid_kgco2_per_kwh in (None, 0) or _is_amount(request.grid_kgco2_per_kwh)):
+        raise ValueError(f"grid_kgco2_per_kwh is {_shown(request.grid_kgco2_per_kwh)}, not a number from 0 on")
     for name in ("cloud", "region", "nvme_path"):
         value = getattr(request, name)
         if not ((value is None and name != "nvme_path") or isinstance(value, str)):

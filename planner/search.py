@@ -9,23 +9,25 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .bounds import compute_only_s, folded, traffic_bound_s
 from .candidate import Candidate, assess
+from .checkpoint import Checkpoint, checkpoint
 from .columns import admitted_groups, box_of, corners_of, gpu_rows, parts_of, store_rows
-from .cost import run_cost
+from .cost import Line, least_line, tangent
 from .family import Family
 from .hardware import Node, Offer
 from .memory import gpu_fits, host_memory, nvme_memory
 from .program import TIE, Box, Column, Part, Row
+from .run import LEAST_PROGRESS
 from .time import refusal
 from .transform import Setting
-from .units import HOUR_S
 from .workload import Method, Precision, Workload
 
 LARGEST_MICRO_BATCH = 64  # sequences; beyond, matmuls gain nothing and memory always binds
 UNKNOWN_STORE = "host RAM or NVMe unknown, and the stack needs it"
+FAILING = f"failures or interruptions leave less than {LEAST_PROGRESS:.0%} of the time for training"
 MOST_MISSES = 400  # points that the elastic program looks at
 
 
@@ -55,7 +57,7 @@ class Known:
 
     gpus: int
     usd: float
-    hours: float
+    run_s: float
 
 
 @dataclass(slots=True)
@@ -149,8 +151,9 @@ def _group(
         trials += [Trial(least_s=compute_only_s(f, setting, node), family=f, setting=setting) for f in families]
     trials.sort(key=lambda t: (t.least_s, t.family.simplicity, t.setting.micro_batch))
     least_s = trials[0].least_s if trials else math.inf
-    dollars = min(run_cost(workload, offer, nodes, 1.0).usd for offer in offers)
-    return Group(method=families[0].method, nodes=nodes, offers=offers, trials=trials, least_usd=dollars * least_s)
+    lines = (least_line(workload, offer, nodes) for offer in offers)
+    dollars = min(line.usd + line.usd_per_s * least_s for line in lines)
+    return Group(method=families[0].method, nodes=nodes, offers=offers, trials=trials, least_usd=dollars)
 
 
 def _shapes(workload: Workload, offers: Sequence[Offer], demand: Demand, space: Space) -> Shapes:
@@ -208,12 +211,13 @@ def _explore_group(space: Space, group: Group) -> None:
 
 def _seconds_to_beat(space: Space, group: Group, offer: Offer) -> float:
     """Step seconds from which on some confirmed point is at least as cheap and as quick with no more GPUs."""
-    rates = run_cost(group.trials[0].setting.workload, offer, group.nodes, 1.0) if group.trials else None
-    if rates is None:
+    if not group.trials:
         return 0.0
+    line = least_line(group.trials[0].setting.workload, offer, group.nodes)
     gpus = group.nodes * offer.node.gpus
     known = (p for p in space.confirmed.get(group.method, ()) if p.gpus <= gpus)
-    return min((max(p.usd / rates.usd, p.hours / rates.hours) for p in known), default=math.inf)
+    beaten = (max((p.usd - line.usd) / line.usd_per_s, (p.run_s - line.run_s) / line.run_s_per_s) for p in known)
+    return min(beaten, default=math.inf)
 
 
 def _add(space: Space, setting: Setting, family: Family, offers: Sequence[Offer], quickest: list[float]) -> bool:
@@ -249,6 +253,7 @@ def _add_columns(
     """The columns of one family and micro-batch: rows and parts are shared, host RAM is each offer's own."""
     node, corners = offers[0].node, corners_of(family, setting, box)
     on_gpu, parts = gpu_rows(corners, box, setting, node.gpu), parts_of(corners, box, setting, node)
+    saved = checkpoint(corners[0], setting)
     for index, offer in enumerate(offers):
         stores = store_rows(corners, box, setting, offer.node)
         if stores is None:
@@ -258,6 +263,7 @@ def _add_columns(
         _add_column(
             space,
             Point(offer=offer, family=family, setting=setting),
+            saved,
             admitted,
             (*on_gpu, *stores),
             parts,
@@ -282,6 +288,7 @@ def build_missed(space: Space) -> None:
 def _add_column(
     space: Space,
     point: Point,
+    saved: Checkpoint,
     box: Box,
     rows: tuple[Row, ...],
     parts: tuple[Part, ...],
@@ -289,34 +296,49 @@ def _add_column(
     quickest: list[float],
 ) -> None:
     """Keep a column unless a confirmed one of the same method on the same nodes beats its bound."""
-    setting = point.setting
-    per_step_s = run_cost(
-        setting.workload, point.offer, setting.nodes, 1.0
-    )  # dollars and hours are proportional to the step's seconds
-    column = Column(
+    setting, offer = point.setting, point.offer
+    shape = Column(
         key=len(space.points),
         gpus=setting.world_size,
         simplicity=point.family.simplicity,
-        usd_per_s=per_step_s.usd,
-        run_s_per_s=per_step_s.hours * HOUR_S,
+        usd_per_s=0.0,
+        run_s_per_s=0.0,
         box=box,
         rows=rows,
         parts=parts,
     )
-    if column.quick is None:
-        space.points.append(point)
-        space.infeasible.append(column)
+    seconds = shape.quick[1] if shape.quick else shape.least_step_s()
+    bill = tangent(setting.workload, offer, setting.nodes, saved, seconds)
+    if not bill.ends:
+        space.dropped[FAILING] += 1
         return
-    (layers, groups), seconds = column.quick
+    if shape.quick is None:
+        space.points.append(point)
+        space.infeasible.append(_billed(shape, bill))
+        return
+    (layers, groups), _ = shape.quick
     space.considered += 1
-    if seconds > quickest[index] * (1 + TIE):
+    floor = least_line(setting.workload, offer, setting.nodes)
+    known = Known(gpus=shape.gpus, usd=bill.usd_at(seconds), run_s=bill.run_s_at(seconds))
+    as_good_s = (known.run_s - floor.run_s) / floor.run_s_per_s  # a step that would take as long with nothing written
+    if as_good_s > quickest[index] * (1 + TIE):
         return
     space.points.append(point)
-    space.columns.append(column)
-    if seconds < quickest[index] and _fits(space, column.key, layers, groups):
-        quickest[index] = seconds
-        known = Known(gpus=column.gpus, usd=per_step_s.usd * seconds, hours=per_step_s.hours * seconds)
+    space.columns.append(_billed(shape, bill))
+    if as_good_s < quickest[index] and _fits(space, shape.key, layers, groups):
+        quickest[index] = as_good_s
         space.confirmed.setdefault(point.family.method, []).append(known)
+
+
+def _billed(shape: Column, bill: Line) -> Column:
+    """A column with its bill."""
+    return replace(
+        shape,
+        usd_per_s=bill.usd_per_s,
+        run_s_per_s=bill.run_s_per_s,
+        usd_fixed=bill.usd,
+        run_s_fixed=bill.run_s,
+    )
 
 
 def _fits(space: Space, key: int, layers: int, groups: int) -> bool:

@@ -80,6 +80,15 @@ class Setting:
         ends = (0, longest_stage(self.workload.model.layers, self.split), self.split.pipeline - 1)
         return tuple(replace(self, stage_index=index) for index in dict.fromkeys(ends))
 
+    @property
+    def evaluation_micro_steps(self) -> float:
+        """Forward passes of evaluation per optimizer step: eval tokens / (tokens of a micro-step x steps between)."""
+        run = self.workload.run
+        if not run.eval_every or not run.eval_tokens:
+            return 0.0
+        micro_step = self.micro_batch * self.data_parallel * self.workload.seq_len
+        return -(-run.eval_tokens // micro_step) / run.eval_every
+
 
 class Strategy(Protocol):
     """One decision. Implementations are frozen dataclasses, one file each in ``strategies/``."""

@@ -20,6 +20,7 @@ class Resource(Enum):
     ALL_TO_ALL = "all-to-all"  # bytes of one rank's send buffer; of d ranks' equal parts of it, it keeps its own
     SEND = "send"  # bytes one rank sends to its neighbour: point to point, or one turn of a ring in which all send
     HOST_TO_GPU = "host to GPU"  # bytes
+    PAGEABLE_TO_GPU = "pageable host memory to GPU"  # bytes
     GPU_TO_HOST = "GPU to host"  # bytes
     HOST_MEMORY = "host memory"  # bytes moved in the host's DRAM (CPU optimizer)
     NVME_READ = "NVMe read"  # bytes
@@ -54,7 +55,8 @@ class Work:
     """One amount of work.
 
     ``once`` work happens once per optimizer step (in the last micro-step, or at the step itself), other work in every
-    micro-step. ``side`` work runs on its own stream and may hide behind the compute of its part.
+    micro-step. ``side`` work runs on its own stream and may hide behind the compute of its part. ``pipelined`` work of
+    the optimizer step is done sub-group by sub-group, all resources at once: the slowest hides the others.
     """
 
     name: str  # what people read: "matrix multiplications", "gather parameters (ZeRO-3)"
@@ -63,8 +65,10 @@ class Work:
     when: When
     once: bool = False
     side: bool = False
+    pipelined: bool = False
     shape: tuple[int, int, int] | None = None  # MATMUL: (m, n, k)
     bits: int = 0  # MATMUL: of each operand where they are converted to 8 or 4 bits; 0: as the precision
+    slowed: float = 1.0  # MATMUL: how many times as long as a single dense one of the shape takes
     group: Group = Group.DATA  # collectives: who takes part
     message_bytes: float = 0.0  # collectives: bytes of one call; 0: one call moves everything
     source: str = ""

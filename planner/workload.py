@@ -34,6 +34,19 @@ class Precision(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the user says of a whole run; None is left to configs/run.toml."""
+
+    eval_every: int | None = None  # optimizer steps between evaluations
+    eval_tokens: int | None = None  # of one evaluation
+    checkpoint_every_s: float | None = None
+    storage_bytes_per_s: float | None = None  # of the whole cluster
+    mtbf_gpu_hours: float | None = None
+    grid_kgco2_per_kwh: float | None = None  # None: emissions are not computed
+    pue: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """A model and the data it is to see; sequences are packed to ``seq_len``."""
 
@@ -41,6 +54,7 @@ class Workload:
     tokens: int
     seq_len: int
     global_batch: int  # sequences per optimizer step
+    run: RunOptions = RunOptions()
 
     @property
     def steps(self) -> int:

@@ -53,9 +53,7 @@ class Checkpointing:
         )
         if not self.on_host:
             return changed
-        size = (
-            ledger.computation.precision.bytes * setting.model.hidden * setting.seq_len * setting.micro_batch
-        )
+        size = ledger.computation.precision.bytes * setting.model.hidden * setting.seq_len * setting.micro_batch
         moved = float(layers * size)
         return changed.doing(
             Work(name="checkpoints to host", resource=Resource.GPU_TO_HOST, amount=moved, when=When.FORWARD, side=True),

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.candidate import all_work
+from ..planner.checkpoint import checkpoint
 from ..planner.efficiency import architecture_key, is_young, value
 from ..planner.evaluate import evaluate
 from ..planner.frameworks import Framework, framework_of
-from ..planner.hardware import Gpu
+from ..planner.hardware import Gpu, Tier
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from ..planner.measurements import machine, runs, shape, subject
-from ..planner.measurements.layout import layout_of
-from ..planner.measurements.score import Prediction, Rate
+from ..planner.measurements.layout import ZERO_WEIGHTS, layout_of
+from ..planner.measurements.score import GpuHours, Prediction, Rate
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
 from ..planner.parallel import Split, micro_batches_in_flight
-from ..planner.pipeline import pipelined
-from ..planner.spread import step_seconds
-from ..planner.time import StepTime, price
+from ..planner.run import whole_run
+from ..planner.time import Seconds, StepTime, pipelined, price, step_seconds
 from ..planner.transform import Setting, Stack, Strategy
 from ..planner.work import Resource
 from ..planner.workload import Method, Workload
@@ -30,7 +30,7 @@ from .framework import FrameworkStates
 from .kernels import FrameworkKernels
 from .lora import Lora
 from .loss import ChunkedLoss
-from .model_parallel import ModelParallel
+from .model_parallel import ModelParallel, expert_domains
 from .offload_optimizer import OffloadOptimizer
 from .offload_parameters import OffloadParameters
 from .optimizer import OPTIMIZERS, Optimizer
@@ -49,9 +49,14 @@ def predict(row: Measurement) -> Prediction:
         Unsupported: the row cannot be expressed.
     """
     if row.whole_run:
-        run = runs.as_run(row, has_room)
-        return replace(_stated(run.row), run=run)
+        return _whole_run(runs.as_run(row, has_room))
     return _stated(row)
+
+
+def _whole_run(run: runs.RunRow) -> Prediction:
+    """As any other row, and its GPU-hours."""
+    parts = parts_of(run.row, checkpointing_of(run.row))
+    return replace(_stated(run.row), run=run, hours=_gpu_hours(run.row, parts))
 
 
 def has_room(row: Measurement) -> bool:
@@ -81,9 +86,8 @@ def _undecided(row: Measurement) -> Prediction:
     if not sparing.fits:
         return plain
     likelier = plain if plain.memory.allocated_bytes <= plain.memory.capacity_bytes else sparing
-    quicker = (
-        plain if framework_of(row.text("framework")).fused else likelier
-    )  # such recipes are tuned not to recompute
+    is_tuned = framework_of(row.text("framework")).fused and row.whole("zero_stage") < ZERO_WEIGHTS
+    quicker = plain if is_tuned else likelier  # such recipes are tuned not to recompute
     return replace(likelier, fits=None, rate=quicker.rate)
 
 
@@ -163,12 +167,18 @@ def _stack(row: Measurement, setting: Setting, checkpointing: str) -> Stack:
         *_method(row, model),
         Optimizer(name),
         FrameworkKernels(subject.kernels_of(row, framework, split)),
-        ModelParallel(split, overlapped=framework.overlapped),
+        _model_parallel(row, setting, framework),
         *((ChunkedLoss(),) if subject.loss_chunk_of(row, framework) else ()),
         Attention(subject.attention_of(row, model)),
         *((Checkpointing(layers),) if layers else ()),
         *_states(row, framework, split, name),
     )
+
+
+def _model_parallel(row: Measurement, setting: Setting, framework: Framework) -> ModelParallel:
+    gpu = machine.gpu_of(row)
+    spread = expert_domains(setting, machine.node_of(row, gpu)) if gpu and setting.split.expert > 1 else 1
+    return ModelParallel(setting.split, overlapped=framework.overlapped, expert_domains=spread)
 
 
 def _states(row: Measurement, framework: Framework, split: Split, optimizer: str) -> tuple[Strategy, ...]:
@@ -229,12 +239,35 @@ def _outputs(ledger: Ledger, row: Measurement, setting: Setting) -> Ledger:
 
 def _rate(row: Measurement, parts: Sequence[Part]) -> Rate | None:
     """Tokens per second and GPU; None for a GPU that is not in the catalog."""
-    gpu, setting = machine.gpu_of(row), parts[0].setting
+    seconds = _step(row, parts)
+    if seconds is None:
+        return None
+    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / parts[0].setting.split.ranks
+    return Rate(tokens / seconds.upper, tokens / seconds.point, tokens / seconds.low)
+
+
+def _gpu_hours(row: Measurement, parts: Sequence[Part]) -> GpuHours | None:
+    """Of the whole run on its tokens: start-up, checkpoints, failures and restarts as in every plan."""
+    gpu, seconds, part = machine.gpu_of(row), _step(row, parts), _fullest(parts)
+    if gpu is None or seconds is None or not row.number("tokens"):
+        return None
+    setting = part.setting
+    node = replace(machine.node_of(row, gpu), gpus=setting.ranks_per_node)
+    workload, saved = replace(setting.workload, tokens=int(row.number("tokens"))), checkpoint(part.ledger, setting)
+    low, run, upper = (
+        whole_run(workload, node, setting.nodes, Tier.ON_DEMAND, saved, step_s)
+        for step_s in (seconds.low, seconds.point, seconds.upper)
+    )
+    hours = [setting.gpus * each.hours for each in (low, run, upper)]
+    return GpuHours(low=hours[0], point=hours[1], upper=hours[2], goodput=run.goodput)
+
+
+def _step(row: Measurement, parts: Sequence[Part]) -> Seconds | None:
+    """Of one optimizer step."""
+    gpu = machine.gpu_of(row)
     if gpu is None or subject.is_layer_split(row):
         return None
-    seconds = step_seconds(pipelined([_stage_time(row, part, gpu) for part in parts], setting.split))
-    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / setting.split.ranks
-    return Rate(tokens / seconds.upper, tokens / seconds.point, tokens / seconds.low)
+    return step_seconds(pipelined([_stage_time(row, part, gpu) for part in parts], parts[0].setting.split))
 
 
 def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
@@ -248,6 +281,7 @@ def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
+        layers=setting.model.layers,
         precision=part.ledger.computation.precision,
         places=setting.places,
     )

@@ -27,9 +27,11 @@ from dataclasses import dataclass
 from ..planner.compatibility import refused
 from ..planner.computation import Kernels
 from ..planner.errors import InputError
+from ..planner.hardware import Node
 from ..planner.ledger import Ledger
 from ..planner.model import Block, Model
 from ..planner.parallel import WHOLE, Split, problems
+from ..planner.time.network import domains
 from ..planner.transform import Setting, Stack
 from ..planner.work import Group, Resource, When, Work
 from .kernels import FrameworkKernels
@@ -47,10 +49,17 @@ SOURCE = "Megatron-LM core/tensor_parallel, core/pipeline_parallel, core/transfo
 
 @dataclass(frozen=True, slots=True)
 class ModelParallel:
-    """How the model is cut; ``overlapped``: tensor-parallel exchanges run beside the multiplications they feed."""
+    """How the model is cut.
+
+    Args:
+        split: sizes of the groups.
+        overlapped: tensor-parallel exchanges run beside the multiplications they feed.
+        expert_domains: NVLink domains over which experts are spread; a token crosses to each but once.
+    """
 
     split: Split
     overlapped: bool = False
+    expert_domains: int = 1
     rank = 45
 
     @property
@@ -119,12 +128,29 @@ class ModelParallel:
         mlp = block.mlp
         if self.split.expert == 1 or mlp is None or not mlp.experts:
             return
-        routed = whole * mlp.experts_per_token / (self.split.tensor if self.split.sequence else 1)
+        copies = mlp.experts_per_token * crossing_share(mlp.experts_per_token, self.expert_domains)
+        routed = whole * copies / (self.split.tensor if self.split.sequence else 1)
         exchange = Work(
             name=EXPERT, resource=Resource.ALL_TO_ALL, amount=2 * routed * layers, when=When.FORWARD,
             message_bytes=routed, group=Group.EXPERT, source=SOURCE,
         )  # fmt: skip
         yield from _both_ways(exchange, 1.0, again)
+
+
+def crossing_share(experts_per_token: int, domains: int) -> float:
+    """Share of a token's copies left where a domain's experts are sent one for all of them.
+
+        n (1 - (1 - 1 / n)^k) / k     k experts spread evenly over n domains reach so many different ones
+
+    Source:
+        DeepSeek-AI 2024 (arXiv:2412.19437) §3.2.2: tokens cross InfiniBand once a node, NVLink passes them on.
+
+    >>> crossing_share(8, 1), round(crossing_share(8, 2), 3)
+    (1.0, 0.249)
+    """
+    if domains == 1:
+        return 1.0
+    return domains * (1 - (1 - 1 / domains) ** experts_per_token) / experts_per_token
 
 
 def _both_ways(forward: Work, backward: float, again: float) -> Iterator[Work]:
@@ -137,7 +163,7 @@ def _both_ways(forward: Work, backward: float, again: float) -> Iterator[Work]:
     )  # fmt: skip
 
 
-def cut(stack: Stack, setting: Setting) -> Stack:
+def cut(stack: Stack, setting: Setting, node: Node) -> Stack:
     """A stack on a model that is cut as the setting says.
 
     Raises:
@@ -148,10 +174,16 @@ def cut(stack: Stack, setting: Setting) -> Stack:
         return stack
     shards = split.tensor if split.sequence else 1
     kernels = FrameworkKernels(Kernels(sequence_shards=shards, context_shards=split.context))
-    together = Stack.of(*stack.strategies, kernels, ModelParallel(split))
+    parallel = ModelParallel(split, expert_domains=expert_domains(setting, node))
+    together = Stack.of(*stack.strategies, kernels, parallel)
     if refusal := refused(together.facts):
         raise InputError(f"strategies: {refusal.message()}")
     return together
+
+
+def expert_domains(setting: Setting, node: Node) -> int:
+    """NVLink domains over which one layer's experts are spread."""
+    return domains(node, *setting.places[Group.EXPERT])
 
 
 def check_split(model: Model, split: Split, seq_len: int, gpus: int) -> None:

@@ -28,15 +28,21 @@ from ..planner.ledger import (
     touched,
 )
 from ..planner.states import (
+    CPU_OPTIMIZER,
     FP32,
+    GRADIENT_ALL_REDUCE,
     NORM_BYTES,
     OPTIMIZER_UPDATE,
+    STATES_READ,
+    STATES_WRITTEN,
     SUB_GROUP_ELEMENTS,
+    UPDATED_WEIGHTS,
     accumulates_in_fp32,
     accumulating,
     accumulation_bytes,
     hooking_bytes,
     moments_entry,
+    pinned,
     sub_groups,
     update_traffic_bytes,
 )
@@ -51,19 +57,8 @@ CPU_ADAM_BYTES = (
 SWAP_BUFFER_COUNT = 4  # master, two moments, gradient; without pipelining
 NVME_SUB_GROUP_ELEMENTS = 100_000_000
 NORM_ELEMENTS = 250_000_000  # DeepSpeed 0.19.8 runtime/zero/stage3.py, _constant_buffered_norm2
-NVME_BYTES = 16  # master, two moments, gradient in fp32, per element
-
-
-def pinned(size: int) -> int:
-    """Page-locked memory is rounded up to a power of two by torch's caching host allocator.
-
-    Source:
-        pytorch docs, torch.cuda.host_memory_stats; upper bound, since other back-ends allocate exactly.
-
-    >>> pinned(5)
-    8
-    """
-    return 1 << (size - 1).bit_length() if size else 0
+NVME_READ_BYTES = 16  # master, two moments, gradient in fp32, per element, at the step
+NVME_WRITTEN_BYTES = 12  # without the gradient, at the step
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +140,7 @@ class OffloadOptimizer:
                 *_staying(ledger, groups[:first], min(part, part - share + max(groups)) if self.partial else 0),
             )
             .not_doing(OPTIMIZER_UPDATE)
-            .doing(*_cpu_update(share), *_stage3_traffic(ledger, setting, part), *_gpu_update(ledger, part - share))
+            .doing(*_cpu_update(share), *_stage3_traffic(ledger, part, share), *_gpu_update(ledger, part - share))
             .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger))
         )
 
@@ -275,8 +270,8 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
             Entry(Item.NORM_TEMPORARY, Device.GPU, norm, BACKWARDS, f"8 B x {norm // NORM_BYTES:,} elements"),
             *_earlier_gradients(ledger, setting),
         )
-        .not_doing(OPTIMIZER_UPDATE)
-        .doing(*_cpu_update(part), *_flat_traffic(ledger, setting, part))
+        .not_doing(OPTIMIZER_UPDATE, GRADIENT_ALL_REDUCE)
+        .doing(*_cpu_update(part), *_flat_traffic(ledger, setting, part), *_waited_for(ledger))
         .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger), data_types=types)
     )  # fmt: skip
 
@@ -302,7 +297,7 @@ def _earlier_gradients(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
 def _cpu_update(elements: int) -> tuple[Work, ...]:
     return (
         Work(
-            name="CPU optimizer",
+            name=CPU_OPTIMIZER,
             resource=Resource.HOST_MEMORY,
             amount=CPU_ADAM_BYTES * elements,
             when=When.STEP,
@@ -324,8 +319,19 @@ def _gpu_update(ledger: Ledger, elements: int) -> tuple[Work, ...]:
     )
 
 
+def _waited_for(ledger: Ledger) -> tuple[Work, ...]:
+    """Reductions without overlap_comm: the backward pass waits for each."""
+    return tuple(replace(work, side=False) for work in ledger.work if work.name == GRADIENT_ALL_REDUCE)
+
+
 def _flat_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ...]:
-    """fp32 gradients down once, weights up once; stage 2 accumulates on the host, down and up every micro-step."""
+    """fp32 gradients down once, weights up once; stage 2 accumulates on the host, down and up every micro-step.
+
+    The copies run on the stream of the backward pass itself, so that nothing hides them.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py, ``reduce_ipg_grads``: "copy_grad_stream is disabled".
+    """
     e = ledger.computation.precision.bytes
     on_host = ledger.stage == 2 and accumulating(setting) and not accumulates_in_fp32(ledger)
     per_micro = float(e * touched(ledger.trainable, setting.world_size)) if on_host else 0.0
@@ -336,30 +342,34 @@ def _flat_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ..
             amount=FP32 * part,
             when=When.BACKWARD,
             once=True,
-            side=True,
         ),
         Work(
             name="accumulate gradients on host",
             resource=Resource.GPU_TO_HOST,
             amount=per_micro,
             when=When.BACKWARD,
-            side=True,
         ),
         Work(
             name="accumulated gradients from host",
             resource=Resource.HOST_TO_GPU,
             amount=per_micro,
             when=When.BACKWARD,
-            side=True,
         ),
-        Work(
-            name="updated weights from host", resource=Resource.HOST_TO_GPU, amount=e * part, when=When.STEP, once=True
-        ),
+        Work(name=UPDATED_WEIGHTS, resource=Resource.HOST_TO_GPU, amount=e * part, when=When.STEP, once=True),
     )
 
 
-def _stage3_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ...]:
-    """The gradient buffer travels to the GPU and back in every micro-step, the first included."""
+def _stage3_traffic(ledger: Ledger, part: int, share: int) -> tuple[Work, ...]:
+    """The gradient buffer travels to the GPU and back in every micro-step, the first included.
+
+    The stream of reductions does it, beside the backward pass. Of a share of the optimizer only that share's fp32
+    gradients and weights travel. Updated weights are cast on the host into memory that is not pinned, one sub-group
+    after the other.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/stage3.py, ``partition_grads``, ``_reassign_or_swap_out_partitioned_parameters``;
+        torch 2.13.0 aten/src/ATen/native/cuda/Copy.cu: a blocking copy casts where the source is.
+    """
     e, a = ledger.computation.precision.bytes, accumulation_bytes(ledger)
     return (
         Work(name="gradients to host", resource=Resource.GPU_TO_HOST, amount=a * part, when=When.BACKWARD, side=True),
@@ -373,14 +383,12 @@ def _stage3_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, 
         Work(
             name="fp32 gradients to host",
             resource=Resource.GPU_TO_HOST,
-            amount=FP32 * part,
+            amount=FP32 * share,
             when=When.BACKWARD,
             once=True,
             side=True,
         ),
-        Work(
-            name="updated weights from host", resource=Resource.HOST_TO_GPU, amount=e * part, when=When.STEP, once=True
-        ),
+        Work(name=UPDATED_WEIGHTS, resource=Resource.PAGEABLE_TO_GPU, amount=e * share, when=When.STEP, once=True),
     )
 
 
@@ -390,7 +398,6 @@ def _on_nvme(ledger: Ledger, setting: Setting) -> Ledger:
     part = tensor_partition(ledger.trainable, d)
     group = min(part, NVME_SUB_GROUP_ELEMENTS + -(-ledger.trainable.largest // d))
     buffers = SWAP_BUFFER_COUNT * FP32 * group
-    moved = float(NVME_BYTES * part)
     return (
         ledger.without(Item.MASTER, Item.MOMENTS, Item.GRADIENTS, Item.STEP_TEMPORARIES)
         .plus(
@@ -403,9 +410,8 @@ def _on_nvme(ledger: Ledger, setting: Setting) -> Ledger:
         .not_doing(OPTIMIZER_UPDATE)
         .doing(
             *_cpu_update(part),
-            *_stage3_traffic(ledger, setting, part),
-            Work(name="states from NVMe", resource=Resource.NVME_READ, amount=moved, when=When.STEP, once=True),
-            Work(name="states to NVMe", resource=Resource.NVME_WRITE, amount=moved, when=When.STEP, once=True),
+            *_stage3_traffic(ledger, part, part),
+            *_swaps(part),
         )
         .keys(
             zero_optimization={
@@ -423,6 +429,28 @@ def _on_nvme(ledger: Ledger, setting: Setting) -> Ledger:
             optimizer=_cpu_adam(ledger),
             aio=AIO,
         )
+    )
+
+
+def _swaps(part: int) -> tuple[Work, ...]:
+    """Gradients are written as the backward pass makes them; states are read and written back at the step.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/swap_tensor/, bytes counted on a real engine: 16 read and 16 written, four of them
+        gradients.
+    """
+    read, written = float(NVME_READ_BYTES * part), float(NVME_WRITTEN_BYTES * part)
+    return (
+        Work(
+            name="gradients to NVMe",
+            resource=Resource.NVME_WRITE,
+            amount=float(FP32 * part),
+            when=When.BACKWARD,
+            once=True,
+            side=True,
+        ),
+        Work(name=STATES_READ, resource=Resource.NVME_READ, amount=read, when=When.STEP, once=True),
+        Work(name=STATES_WRITTEN, resource=Resource.NVME_WRITE, amount=written, when=When.STEP, once=True),
     )
 
 

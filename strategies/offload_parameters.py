@@ -13,7 +13,7 @@ from typing import Any
 
 from ..planner.gathering import gathered_entries
 from ..planner.ledger import ALWAYS, Device, Entry, Item, Ledger, tensor_partition
-from ..planner.states import largest_module
+from ..planner.states import OPTIMIZER_UPDATE, UPDATED_WEIGHTS, largest_module
 from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
 
@@ -52,7 +52,8 @@ class OffloadParameters:
         trained, frozen = (e * tensor_partition(tensors, d) for tensors in (ledger.trainable, ledger.frozen))
         size = trained + frozen
         copied = gathered_entries(ledger, setting) if d == 1 else ()  # more ranks gather in any case
-        left = ledger.without(Item.WEIGHTS, Item.FROZEN).plus(*copied).doing(*_traffic(self.device, size))
+        left = ledger.without(Item.WEIGHTS, Item.FROZEN).plus(*copied).not_doing(UPDATED_WEIGHTS)
+        left = left.doing(*_traffic(self.device, size), *_updated(left, trained))
         if self.device == "cpu":
             why = "pinned; start-up holds every tensor's own copy too"
             return left.plus(
@@ -96,6 +97,14 @@ def _on_nvme(ledger: Ledger, setting: Setting, size: int) -> Ledger:
         )
         .keys(zero_optimization=keys)
     )
+
+
+def _updated(ledger: Ledger, trained: int) -> tuple[Work, ...]:
+    """Weights that the GPU updates go back to the host; those the CPU updates are there."""
+    if all(work.name != OPTIMIZER_UPDATE for work in ledger.work):
+        return ()
+    name = "updated weights to host"
+    return (Work(name=name, resource=Resource.GPU_TO_HOST, amount=float(trained), when=When.STEP, once=True),)
 
 
 def _traffic(device: str, size: int) -> tuple[Work, ...]:

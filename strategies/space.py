@@ -17,12 +17,14 @@ from ..planner.workload import Precision as PrecisionKind
 from .accumulation import GradientAccumulation
 from .attention import Attention
 from .checkpointing import Checkpointing
+from .kernels import LigerKernels, TorchCompile
 from .lora import Lora
 from .loss import ChunkedLoss
 from .offload_optimizer import GROUPS, OffloadOptimizer
 from .offload_parameters import OffloadParameters
 from .optimizer import OPTIMIZERS, Optimizer
 from .padding import PaddedBatches
+from .pipelined_swap import PipelinedSwap
 from .precision import Precision
 from .qlora import Qlora
 from .start_up import WithoutZeroInit
@@ -38,11 +40,16 @@ NAMES: Mapping[str, tuple[str, object]] = MappingProxyType(
     | {name: ("optimizer", name) for name in OPTIMIZERS}
     | {kind.value: ("precision", kind.value) for kind in PrecisionKind}
     | {f"grad-accum-{kind.value}": ("gradient_accumulation", kind.value) for kind in PrecisionKind}
+    | {"pipelined-swap": ("swap", "pipelined")}
+    | {"liger": ("kernels", "liger"), "torch-compile": ("compile", True)}
     | {"no-zero-init": ("zero_init", False), "padded-batches": ("batches", "padded")}
 )
 LONGEST_SHOWN = 40  # characters of what was typed that a message repeats
 FIXED_KINDS = (
     "loss",
+    "kernels",
+    "compile",
+    "swap",
     "attention",
     "optimizer",
     "precision",
@@ -115,7 +122,14 @@ def fixed_strategies(choices: Choices, model: Model) -> tuple[Strategy, ...]:
     precision = PrecisionKind(choices.required("precision") or choices.precision)
     optimizer = str(choices.required("optimizer") or choices.optimizer)
     attention = Attention(effective_attention(model, wanted))
-    named = (("loss", ChunkedLoss()), ("zero_init", WithoutZeroInit()), ("batches", PaddedBatches()))
+    named = (
+        ("loss", ChunkedLoss()),
+        ("kernels", LigerKernels()),
+        ("compile", TorchCompile()),
+        ("swap", PipelinedSwap()),
+        ("zero_init", WithoutZeroInit()),
+        ("batches", PaddedBatches()),
+    )
     asked: tuple[Strategy, ...] = tuple(strategy for fact, strategy in named if choices.required(fact) is not None)
     return (Precision(precision), *_accumulation(choices, precision), Optimizer(optimizer), attention, *asked)
 

@@ -45,7 +45,7 @@ def _run(s: Scored) -> dict[str, Any]:
     found = {key: value for key, value in _scored(s, 1).items() if key != "largest_lines"}
     if s.run is None:
         return found
-    return found | {"goodput": round(s.run.goodput, 4), "assumed": s.run.assumed, "caveat": s.run.caveat}
+    return found | {"goodput": round(s.goodput, 4), "assumed": s.run.assumed, "caveat": s.run.caveat}
 
 
 def _errors(errors: Errors, unit: str) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from functools import lru_cache
 from ..catalog import find_gpu
 from ..efficiency import architecture_key
 from ..errors import InputError
-from ..fabrics import named_fabric
 from ..frameworks import framework_of
 from ..hardware import Gpu, Node
 from ..machines import on_a_desktop
 from ..memory import Allocator
 from ..parallel import Split
+from ..time.fabrics import named_fabric
 from ..units import GBIT_BYTES, GIB
 from .subject import is_layer_split
 from .table import Measurement, Unsupported
@@ -22,7 +22,11 @@ from .table import Measurement, Unsupported
 GPUS_PER_NODE = 8
 TRAY = 4  # GPUs of one node of a rack (GB200, GB300 NVL72)
 USUAL_FABRIC = "infiniband"  # of the clusters that have one NIC a GPU, where a row says nothing
-NIC_GBPS = {"ampere": 200.0, "hopper": 400.0, "blackwell": 400.0}  # per GPU, as most machines of configs/offers have them
+NIC_GBPS = {
+    "ampere": 200.0,
+    "hopper": 400.0,
+    "blackwell": 400.0,
+}  # per GPU, as most machines of configs/offers have them
 
 DRIVER_SHARE = 0.985  # A100-80: 79.14 of 80 GiB, H100-80: 79.11, RTX 4090: 23.6 of 24; configs/gpus.toml
 

@@ -1,9 +1,5 @@
 """Whole training runs: a source prints tokens and GPU-hours, and leaves open how the run was laid out.
 
-    GPU-hours = T / (3600 r g)
-
-Symbols: T tokens, r predicted tokens per second and GPU, g goodput.
-
 What a row leaves open is filled in by one rule:
 
     framework      as stated; under tensor or pipeline parallelism Megatron, its stages interleaved, one layer a chunk
@@ -19,8 +15,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ..cost import goodput
-from ..units import HOUR_S
 from .machine import GPUS_PER_NODE
 from .table import Measurement, Unsupported
 
@@ -31,21 +25,12 @@ HasRoom = Callable[[Measurement], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunRow:
     """How a whole run was taken to be laid out."""
 
     row: Measurement  # with everything filled in
     assumed: str  # what the rule filled in, in words
     caveat: str  # what else the measured hours contain
-
-    @property
-    def goodput(self) -> float:
-        """g: the share of its hours in which it trained."""
-        return goodput(self.row.whole("n_gpus"))
-
-    def gpu_hours(self, tokens_per_s_per_gpu: float) -> float:
-        """T / (3600 r g)."""
-        return self.row.number("tokens") / (HOUR_S * tokens_per_s_per_gpu * self.goodput)
 
 
 # Beginnings of words of a source by which its hours are not those of a training run on these tokens.
@@ -65,7 +50,7 @@ def _said(row: Measurement) -> str:
     return " ".join(row.text(name) for name in ("gpu", "parallelism", "inferred_fields", "notes")).lower()
 
 
-def as_run(row: Measurement, has_room: HasRoom) -> Run:
+def as_run(row: Measurement, has_room: HasRoom) -> RunRow:
     """A row with what it leaves open filled in.
 
     Args:
@@ -84,7 +69,7 @@ def as_run(row: Measurement, has_room: HasRoom) -> Run:
     found = _with_batch(as_stated(row), has_room)
     contained = [word for word in MORE_HOURS if word in said]
     caveat = f"its hours contain {', '.join(contained)}" if contained and row.gpu_hours else ""
-    return Run(row=found, assumed=_assumed(row, found), caveat=caveat)
+    return RunRow(row=found, assumed=_assumed(row, found), caveat=caveat)
 
 
 DEGREE = re.compile(r"\b(TP|VPP|PP|CP|EP|DP|MBS|GA|GBS) ?=? ?([0-9]{1,6})\b", re.IGNORECASE)

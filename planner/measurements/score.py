@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..ledger import Device, Entry, Ledger
 from ..memory import Band, GpuMemory
 from ..units import TERA
-from .runs import TOLERANCE_PERCENT, Run
+from .runs import TOLERANCE_PERCENT, RunRow
 from .table import Measurement, MemoryKind, Table, Unsupported
 
 GRADES = ("A", "B", "M")
@@ -34,6 +34,16 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuHours:
+    """Of a whole run, with the 80 % band of its steps."""
+
+    low: float
+    point: float
+    upper: float
+    goodput: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What we would have said of one row."""
 
@@ -42,7 +52,8 @@ class Prediction:
     fits: bool | None  # None: the row leaves open what decides it
     rate: Rate | None  # None: time is not modelled for this configuration
     flops_per_token: float = 0.0  # by which the row's TFLOPs are tokens; 0: by no formula that it states
-    run: Run | None = None  # of a whole run: how it was taken to be laid out
+    run: RunRow | None = None  # of a whole run: how it was taken to be laid out
+    hours: GpuHours | None = None  # of it; None where time is not modelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +66,8 @@ class Scored:
     low: float
     upper: float
     lines: tuple[Entry, ...] = ()  # the largest of the ledger
-    run: Run | None = None
+    run: RunRow | None = None
+    goodput: float = 0.0  # of a whole run: the share of its hours that its steps take
 
     @property
     def error(self) -> float:
@@ -254,7 +266,7 @@ def _time_row(row: Measurement, p: Prediction) -> Scored:
 def _runs(predicted: Sequence[tuple[Measurement, Attempt]]) -> Errors:
     rows = [(row, p, _unrun(p)) for row, p in predicted if row.gpu_hours]
     scored = tuple(
-        _run_row(row.gpu_hours, p.run, p.rate) for row, p, _ in rows if isinstance(p, Prediction) and p.run and p.rate
+        _run_row(row.gpu_hours, p.run, p.hours) for row, p, _ in rows if isinstance(p, Prediction) and p.run and p.hours
     )
     return Errors(scored=scored, unsupported=tuple((row, reason) for row, _, reason in rows if reason))
 
@@ -263,12 +275,19 @@ def _unrun(p: Attempt) -> str:
     """Why a run's hours are not judged; "" where they are."""
     if isinstance(p, str):
         return p
-    return UNTIMED if p.rate is None else ""
+    return UNTIMED if p.hours is None else ""
 
 
-def _run_row(measured: float, run: Run, rate: Rate) -> Scored:
-    low, point, upper = (run.gpu_hours(r) for r in (rate.upper, rate.point, rate.low))
-    return Scored(row=run.row, predicted=point, measured=measured, low=low, upper=upper, run=run)
+def _run_row(measured: float, run: RunRow, hours: GpuHours) -> Scored:
+    return Scored(
+        row=run.row,
+        predicted=hours.point,
+        measured=measured,
+        low=hours.low,
+        upper=hours.upper,
+        run=run,
+        goodput=hours.goodput,
+    )
 
 
 OPEN = "activation checkpointing is not stated, and whether it fits depends on it"

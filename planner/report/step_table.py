@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..units import HOUR_S, duration, usd
@@ -69,7 +69,7 @@ def _rates(time: Document) -> str:
     return f"{duration(time['step_s'])}, {time['tokens_per_s_per_gpu']:,.0f} tokens/s per GPU, MFU {mfu}"
 
 
-def bill_text(time: Document, cost: Mapping[str, float], nodes: int) -> str:
+def bill_text(time: Document, cost: Document, nodes: int) -> str:
     """From one step to hours, from hours to dollars."""
     computing_h = time["steps"] * time["step_s"] / HOUR_S
     lost = 1 - computing_h / cost["hours"]
@@ -78,7 +78,7 @@ def bill_text(time: Document, cost: Mapping[str, float], nodes: int) -> str:
     return (
         f"Time and money\n"
         f"  {time['steps']:,} steps x {time['step_s']:,.{digits}f} s = {computing_h:,.1f} h of training; "
-        f"with {lost:.1%} for start-up, data, checkpoints and failures {run_h}\n"
+        f"with {lost:.1%} for all that surrounds it {run_h}\n"
         f"  {run_h} x {nodes} node{'s' if nodes > 1 else ''} x {rate} per node-hour = {usd(cost['usd'])}; "
         f"{cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens"
     )

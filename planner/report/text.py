@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
-from ..units import count, duration, gib, usd
+from ..units import HOUR_S, count, duration, gib, usd
 from .memory_tables import memory_text
 from .plan_tables import alternatives_text, frontier_text
+from .run_table import run_text
 from .step_table import bill_text, step_text
 from .table import table
 from .words import Document, batch, hours, machines, method_name, phase_name, price, strategy
@@ -24,6 +25,7 @@ def plan_text(plan: Document) -> str:
         memory_text(plan["memory"]),
         step_text(plan["time"]),
         bill_text(plan["time"], plan["cost"], d["nodes"]),
+        run_text(plan["cost"]),
         alternatives_text(plan),
         frontier_text(plan),
         f"Assumptions\n{assumptions_table(plan['assumptions'])}",
@@ -105,6 +107,7 @@ def estimate_text(found: Document) -> str:
         memory_text(memory),
         step_text(found["time"]),
         bill_text(found["time"], found["cost"], d["nodes"]),
+        run_text(found["cost"]),
         f"Assumptions\n{assumptions_table(assumed)}",
         "Limits\n" + "\n".join(f"  {line}" for line in found["constraints"]),
     )
@@ -137,11 +140,14 @@ def _change(before: Document | None, row: Document, key: str) -> str:
 
 
 def lines_text(plan: Document, wanted: str) -> str:
-    """Arithmetic, phases, certainty and source of every memory line and time term whose name or section matches."""
+    """Arithmetic, phases, certainty and source of every line of memory, step and run whose name or section matches."""
     needle = wanted.lower().strip().lstrip("§")
     memory = [(device, e) for device in ("gpu", "host", "nvme") for e in plan["memory"][device]["entries"]]
     lines = [_line(device, e) for device, e in memory if needle in e["item"].lower() or needle == e["section"].lower()]
-    return "\n".join(lines + [_term(t) for t in plan["time"]["terms"] if needle in t["name"].lower()])
+    terms = [_term(t) for t in plan["time"]["terms"] if needle in t["name"].lower()]
+    return "\n".join(
+        lines + terms + [_run_line(r) for r in plan["cost"]["run"]["lines"] if needle in r["name"].lower()]
+    )
 
 
 def _line(device: str, e: Document) -> str:
@@ -161,10 +167,18 @@ def _term(t: Document) -> str:
     )
 
 
+def _run_line(r: Document) -> str:
+    return (
+        f"{r['name']} (the run): {duration(r['hours'] * HOUR_S)}, {r['share']:.1%} of it\n"
+        f"  arithmetic: {r['why']}\n  source: {r['source']}"
+    )
+
+
 def line_names(plan: Document) -> Sequence[str]:
     """What ``explain --line`` knows."""
     items = {e["item"] for memory in plan["memory"].values() for e in memory["entries"]}
-    return sorted(items | {t["name"] for t in plan["time"]["terms"]})
+    others = (*plan["time"]["terms"], *plan["cost"]["run"]["lines"])
+    return sorted(items | {row["name"] for row in others})
 
 
 def refused_text(found: Document) -> str:

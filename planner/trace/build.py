@@ -33,6 +33,8 @@ IMPLEMENTATIONS = {AttentionImplementation.FLASH: "sdpa", AttentionImplementatio
 OLDER_KEYS = frozenset(
     {
         "head_dim",
+        "intermediate_size",
+        "n_embed",
         "partial_rotary_factor",
         "rope_theta",
         "rope_scaling",
@@ -73,7 +75,7 @@ def configuration(model: Model) -> Any:
     kind = CONFIG_MAPPING[family]
     known = {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
     allowed = (known | OLDER_KEYS | set(kind.attribute_map)) - {"use_cache"}
-    return kind(**{key: value for key, value in keys.items() if key in allowed}, use_cache=False)
+    return kind.from_dict({key: value for key, value in keys.items() if key in allowed} | {"use_cache": False})
 
 
 def _implementation(model: Model, computation: Computation) -> str:

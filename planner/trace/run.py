@@ -63,7 +63,7 @@ def step(model: Any, subject: Subject, live: LiveStorages) -> None:
         for _ in range(subject.micro_steps):
             live.phase("forward")
             with live.saving():
-                loss = _loss(model, inputs, subject.computation.loss_chunk)
+                loss = loss_of(model, inputs, subject.computation.loss_chunk)
             live.phase("backward")
             loss.backward()
             del loss
@@ -72,7 +72,7 @@ def step(model: Any, subject: Subject, live: LiveStorages) -> None:
     del states
 
 
-def _loss(model: Any, inputs: Any, chunk: int) -> Any:
+def loss_of(model: Any, inputs: Any, chunk: int) -> Any:
     """transformers' own loss, or a fused one; the logits are not kept for the caller."""
     if chunk:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from trainplan.planner.catalog import find_gpu
 from trainplan.planner.hardware import Gpu, Node
-from trainplan.planner.network import bus_bytes_per_s, collective_s
+from trainplan.planner.time.network import bus_bytes_per_s, collective_s
 from trainplan.planner.units import GBIT_BYTES, GIGA
 from trainplan.planner.work import Resource
 

@@ -1,13 +1,13 @@
-"""Laws of planner/network.py, for every fabric, GPU and group."""
+"""Laws of planner/time/network.py, for every fabric, GPU and group."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 from trainplan.planner.catalog import find_gpu
-from trainplan.planner.fabrics import fabrics, inside_fabric
 from trainplan.planner.hardware import Node
-from trainplan.planner.network import COLLECTIVES, collective_s, straggler_factor
+from trainplan.planner.time.fabrics import fabrics, inside_fabric
+from trainplan.planner.time.network import COLLECTIVES, collective_s, straggler_factor
 from trainplan.planner.work import Resource
 
 GPUS = ("v100-32", "a100-80", "h100", "h100-pcie", "b200", "gb200", "5090", "4090", "mi300x", "gh200", "gaudi2")

@@ -6,20 +6,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 from trainplan.planner.candidate import Candidate, assess
 from trainplan.planner.choose import best
 from trainplan.planner.family import Family
-from trainplan.planner.hardware import Offer
+from trainplan.planner.hardware import Offer, Tier
 from trainplan.planner.memory import fixed_device_bytes
 from trainplan.planner.model import Model
 from trainplan.planner.program import Limits, Objective
 from trainplan.planner.search import Demand, Space, explore
 from trainplan.planner.transform import Setting
 from trainplan.planner.units import GIB, MIB
-from trainplan.planner.workload import Method, Workload
+from trainplan.planner.workload import Method, RunOptions, Workload
 from trainplan.strategies.space import Choices, families
 
 from ..tiny import llama, machines
@@ -46,7 +46,9 @@ def all_families(methods: tuple[Method, ...]) -> tuple[Family, ...]:
     return families(Choices(methods=methods), MODEL)
 
 
-def every_candidate(offers: Sequence[Offer], members: Sequence[Family], max_gpus: int) -> Iterator[Candidate]:
+def every_candidate(
+    offers: Sequence[Offer], members: Sequence[Family], max_gpus: int, workload: Workload = WORKLOAD
+) -> Iterator[Candidate]:
     """Each family at each micro-batch, number of nodes, layers checkpointed and sub-groups: folded, priced, billed."""
     for offer in offers:
         for nodes in range(1, max_gpus // offer.node.gpus + 1):
@@ -54,7 +56,7 @@ def every_candidate(offers: Sequence[Offer], members: Sequence[Family], max_gpus
             if BATCH % ranks:
                 continue
             for micro_batch in (b for b in (1, 2, 4) if (BATCH // ranks) % b == 0):
-                where = Setting(workload=WORKLOAD, nodes=nodes, ranks_per_node=offer.node.gpus, micro_batch=micro_batch)
+                where = Setting(workload=workload, nodes=nodes, ranks_per_node=offer.node.gpus, micro_batch=micro_batch)
                 yield from at_each_point(offer, members, where)
 
 
@@ -156,6 +158,29 @@ def test_the_plan_is_brute_force(market: str, methods: tuple[Method, ...]) -> No
             )
             least = min(measure(c, objective) for c in admitted)
             assert measure(found[0], objective) == pytest.approx(least, rel=2e-6)
+
+
+RUNS = {
+    "short": replace(WORKLOAD, tokens=10**6),  # ends before the first checkpoint
+    "evaluated": replace(WORKLOAD, run=RunOptions(eval_every=3, eval_tokens=10**4)),
+    "often written": replace(WORKLOAD, run=RunOptions(checkpoint_every_s=60)),
+    "seldom written, frail": replace(WORKLOAD, run=RunOptions(checkpoint_every_s=7200, mtbf_gpu_hours=20)),
+    "slow storage, frail": replace(WORKLOAD, run=RunOptions(storage_bytes_per_s=1e8, mtbf_gpu_hours=20)),
+}
+
+
+@pytest.mark.parametrize(("run", "tier"), list(zip(RUNS, cycle((Tier.ON_DEMAND, Tier.SPOT)), strict=False)))
+def test_the_plan_is_brute_force_whatever_the_run(run: str, tier: Tier) -> None:
+    """Start-up, evaluation, checkpoints and failures are in the program as they are in the bill."""
+    workload, members = RUNS[run], all_families((Method.FULL,))
+    offers = [replace(offer, tier=tier) for market in ("checkpoint", "offload") for offer in MARKETS[market]]
+    candidates = list(every_candidate(offers, members, MAX_GPUS, workload))
+    space = explore(workload, offers, members, Demand(max_gpus=MAX_GPUS))
+    for limits in limit_sets(candidates):
+        least = min(c.cost.usd for c in candidates if within(c, limits))
+        found = best(space, limits)
+        assert found is not None
+        assert found[0].cost.usd == pytest.approx(least, rel=2e-6)
 
 
 @pytest.mark.parametrize("market", MARKETS)

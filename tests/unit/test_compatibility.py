@@ -13,7 +13,11 @@ from trainplan.strategies.space import NAMES, Choices, families
 
 from ..tiny import llama
 
-VALUES: dict[str, set[object]] = {"partial_share": {True, False}, "method": {m.value for m in Method}}
+VALUES: dict[str, set[object]] = {
+    "partial_share": {True, False},
+    "pipeline": {True, False},
+    "method": {m.value for m in Method},
+}
 for fact, value in NAMES.values():
     VALUES.setdefault(fact, set()).add(value)
 
@@ -80,5 +84,5 @@ def test_every_stage_and_offload_is_searched() -> None:
     seen = {(key, value) for family in every_family() for key, value in facts_of(family).items()}
     missing = {pair for pair in NAMES.values() if pair not in seen}
     required_only = {("checkpointing", "host"), ("loss", "chunked"), ("attention", "eager"), ("zero_init", False)}
-    required_only |= {("batches", "padded")}
+    required_only |= {("batches", "padded"), ("kernels", "liger"), ("compile", True), ("swap", "pipelined")}
     assert missing == required_only | {("gradient_accumulation", kind.value) for kind in Precision}

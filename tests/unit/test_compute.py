@@ -11,6 +11,7 @@ from trainplan.planner.compute import (
     CROSS_ENTROPY,
     DEQUANTISATION,
     ELEMENTWISE,
+    INPUT_GRADIENTS,
     LOSS,
     MATMULS,
     RECOMPUTE,
@@ -19,6 +20,7 @@ from trainplan.planner.compute import (
     compute_work,
     model_flops_per_token,
 )
+from trainplan.planner.elementwise import CHUNKED, COMPILED, LIGER
 from trainplan.planner.model import (
     Attention,
     Block,
@@ -184,10 +186,70 @@ def test_quantised_weights_are_expanded_forward_and_backward() -> None:
 
 
 def test_loss_passes_over_the_logits() -> None:
-    """Cross-entropy moves a constant number of bytes per logit, however the tokens are chunked."""
-    for chunk in (0, 64):
-        work = work_of(Computation(loss_chunk=chunk))
-        assert total(work, Resource.MEMORY, When.FORWARD, LOSS) == CROSS_ENTROPY.forward_bytes * TOKENS * VOCAB
+    """Cross-entropy moves a constant number of bytes per logit; in chunks the gradient takes the logits' place."""
+    whole, chunked = work_of(Computation()), work_of(Computation(loss_chunk=64))
+    assert total(whole, Resource.MEMORY, When.FORWARD, LOSS) == CROSS_ENTROPY.forward_bytes * TOKENS * VOCAB
+    assert total(chunked, Resource.MEMORY, When.FORWARD, LOSS) == (2 + 2 + 2) * TOKENS * VOCAB
+    assert total(chunked, Resource.MEMORY, When.BACKWARD, LOSS) == 0
+
+
+def test_a_chunked_loss_multiplies_for_its_gradients_in_the_forward_pass() -> None:
+    """Chunks of 64 tokens: the head's two backward multiplications are made forward, 4 times each."""
+    whole, chunked = work_of(Computation()), work_of(Computation(loss_chunk=64))
+    head = 2 * TOKENS * HEAD_WEIGHTS
+    for when, more in ((When.FORWARD, 2 * head), (When.BACKWARD, -2 * head)):
+        assert total(chunked, Resource.MATMUL, when) - total(whole, Resource.MATMUL, when) == more
+    assert (WEIGHT_GRADIENTS, (VOCAB, HIDDEN, 64)) in {(w.name, w.shape) for w in chunked}
+
+
+def test_liger_fuses_norms_rotary_embeddings_and_gates() -> None:
+    """By hand, forward, per layer: two norms 36 to 4, rotary 20 to 4 on q and k, gate 4 + 6 to 6 bytes per element."""
+    eager, liger = work_of(Computation()), work_of(Computation(liger=True))
+    layer = 2 * 32 * HIDDEN + 16 * (256 + 128) + 4 * FFN
+    saved = TOKENS * (LAYERS * layer + 32 * HIDDEN)  # and the final norm
+    assert total(eager, Resource.MEMORY, When.FORWARD) - total(liger, Resource.MEMORY, When.FORWARD) == saved
+    launches = LAYERS * (2 * 7 + 2 * 4.5 + 1) + 7
+    assert total(eager, Resource.LAUNCH, When.FORWARD) - total(liger, Resource.LAUNCH, When.FORWARD) == launches
+
+
+def test_compiled_modules_keep_what_lies_between_them() -> None:
+    """Norms, rotary embeddings and the loss are fused; residuals and gates are not."""
+    eager, compiled = work_of(Computation()), work_of(Computation(compiled=True))
+    layer = 2 * 32 * HIDDEN + 16 * (256 + 128)
+    saved = TOKENS * (LAYERS * layer + 32 * HIDDEN + 8 * VOCAB)
+    assert total(eager, Resource.MEMORY, When.FORWARD) - total(compiled, Resource.MEMORY, When.FORWARD) == saved
+
+
+@pytest.mark.parametrize("table", [LIGER, COMPILED, CHUNKED])
+@pytest.mark.parametrize("attention", AttentionImplementation)
+@pytest.mark.parametrize("norm", NormStyle)
+@pytest.mark.parametrize("activation", ["silu", "gelu_new"])
+def test_fused_kernels_are_never_slower(
+    table: object, attention: AttentionImplementation, norm: NormStyle, activation: str
+) -> None:
+    """Fusing adds neither FLOPs nor bytes nor launches, in forward and backward together."""
+    mlp = Mlp(kind=MlpKind.GATED, activation=activation, intermediate=512)
+    block = replace(BLOCK, norm=norm, mlp=mlp)
+    plain = Computation(attention=attention, checkpointed_layers=2, adapters=Adapters(rank=4))
+    chosen = replace(
+        plain, liger=table is LIGER, compiled=table is COMPILED, loss_chunk=TOKENS if table is CHUNKED else 0
+    )
+    before, after = work_of(plain, block), work_of(chosen, block)
+    for resource in (Resource.MATMUL, Resource.ATTENTION, Resource.MEMORY, Resource.LAUNCH):
+        sums = [sum(w.amount for w in work if w.resource is resource) for work in (after, before)]
+        assert sums[0] <= sums[1]
+
+
+def test_nothing_flows_in_front_of_the_first_adapter() -> None:
+    """Adapters on o_proj alone: layer 0 takes no input gradient of q, k, v and o, and none through its attention."""
+    adapters = Adapters(rank=8, targets=("o_proj",))
+    free, checkpointed = (work_of(Computation(adapters=adapters, checkpointed_layers=k)) for k in (0, LAYERS))
+    skipped = 2 * TOKENS * (256 * 256 + 2 * 256 * 128 + 256 * 256 + 256 * 8)
+    names = (INPUT_GRADIENTS,)
+    sums = [sum(total(work, Resource.MATMUL, When.BACKWARD, name) for name in names) for work in (free, checkpointed)]
+    assert sums[1] - sums[0] == skipped
+    whole = total(free, Resource.ATTENTION, When.FORWARD)
+    assert total(free, Resource.ATTENTION, When.BACKWARD) == 2.5 * whole * (LAYERS - 1) / LAYERS
 
 
 def test_composed_norms_move_more_than_fused_ones() -> None:

@@ -1,4 +1,4 @@
-"""planner/network.py and planner/fabrics.py: seconds of collectives, by hand."""
+"""planner/time/network.py and planner/time/fabrics.py: seconds of collectives, by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from trainplan.planner.catalog import find_gpu, find_offers
 from trainplan.planner.errors import InputError
-from trainplan.planner.fabrics import fabrics, named_fabric, offered_fabric
 from trainplan.planner.hardware import Node
-from trainplan.planner.network import COLLECTIVES, bus_bytes_per_s, collective_s, rests_on, straggler_factor
+from trainplan.planner.time.fabrics import fabrics, named_fabric, offered_fabric
+from trainplan.planner.time.network import COLLECTIVES, bus_bytes_per_s, collective_s, rests_on, straggler_factor
 from trainplan.planner.work import Resource
 
 
@@ -206,7 +206,7 @@ def test_every_mapping_names_a_fabric() -> None:
 
 
 def test_stragglers_cost_a_share_per_doubling() -> None:
-    """Nothing on one node, 1 / (1 - 0.007) on two, its cube on eight."""
-    assert straggler_factor(1) == 1.0
-    assert straggler_factor(2) == pytest.approx(1 / 0.993)
-    assert straggler_factor(8) == pytest.approx(1 / 0.993**3)
+    """Nothing up to 8 ranks, 1 / (1 - 0.004) on 16, its cube on 64."""
+    assert straggler_factor(1) == straggler_factor(8) == 1.0
+    assert straggler_factor(16) == pytest.approx(1 / 0.996)
+    assert straggler_factor(64) == pytest.approx(1 / 0.996**3)

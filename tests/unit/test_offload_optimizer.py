@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from trainplan.planner.ledger import Device, Item, Phase, flat_partition, tensor_partition, touched
 from trainplan.planner.states import sub_groups, trained_tensors
-from trainplan.planner.work import Resource
+from trainplan.planner.work import Resource, When
 from trainplan.planner.workload import Precision as Kind
+from trainplan.strategies import offload_optimizer
 from trainplan.strategies.accumulation import GradientAccumulation
 from trainplan.strategies.offload_optimizer import GROUPS, NVME_SUB_GROUP_ELEMENTS, OffloadOptimizer, pinned
 from trainplan.strategies.optimizer import Optimizer
+from trainplan.strategies.pipelined_swap import PipelinedSwap
 from trainplan.strategies.precision import Precision
 from trainplan.strategies.zero import Zero
 
@@ -139,10 +141,47 @@ def test_nvme_holds_16_bytes_an_element_behind_four_buffers() -> None:
 
 
 def test_nvme_is_read_and_written_once_a_step() -> None:
-    """16 bytes an element in either direction."""
+    """16 bytes an element read at the step; 4 written in the last backward pass (gradients), 12 at the step."""
     work = folded(Zero(3), OffloadOptimizer("nvme"), at=setting(micro_steps=4)).work
-    moved = {w.resource: (w.amount, w.once) for w in work if w.resource in (Resource.NVME_READ, Resource.NVME_WRITE)}
-    assert moved == {Resource.NVME_READ: (16 * PART, True), Resource.NVME_WRITE: (16 * PART, True)}
+    moved = {(w.resource, w.when): (w.amount, w.once, w.side) for w in work if "NVMe" in w.resource.value}
+    assert moved == {
+        (Resource.NVME_READ, When.STEP): (16 * PART, True, False),
+        (Resource.NVME_WRITE, When.BACKWARD): (4 * PART, True, True),
+        (Resource.NVME_WRITE, When.STEP): (12 * PART, True, False),
+    }
+
+
+def test_a_pipelined_swap_hides_all_but_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of n sub-groups one share of each stage hides behind nothing; 12 buffers of one sub-group are pinned."""
+    monkeypatch.setattr(offload_optimizer, "NVME_SUB_GROUP_ELEMENTS", PART // 4)
+    groups = len(sub_groups(TENSORS, 2, PART // 4))
+    plain, piped = (folded(Zero(3), OffloadOptimizer("nvme"), *more) for more in ((), (PipelinedSwap(),)))
+    for resource, whole in ((Resource.NVME_READ, 16), (Resource.NVME_WRITE, 12), (Resource.HOST_MEMORY, 34)):
+        stage = [w for w in piped.work if w.resource is resource and w.when is When.STEP]
+        assert {w.pipelined: w.amount for w in stage} == pytest.approx(
+            {True: whole * PART * (groups - 1) / groups, False: whole * PART / groups}
+        )
+    buffers = [x.bytes_of(Item.SWAP_BUFFERS, device=Device.HOST) for x in (plain, piped)]
+    assert buffers[1] == 3 * buffers[0]
+    section = piped.deepspeed["zero_optimization"]["offload_optimizer"]
+    assert (section["buffer_count"], section["pipeline_read"], section["pipeline_write"]) == (12, True, True)
+
+
+def test_copies_of_stages_1_and_2_hide_behind_nothing() -> None:
+    """Without overlap_comm reductions and copies run on the stream of the backward pass."""
+    for stage in (1, 2):
+        work = folded(Zero(stage), OffloadOptimizer(), at=setting(micro_steps=4)).work
+        backward = [w for w in work if w.when is When.BACKWARD]
+        assert backward
+        assert not any(w.side for w in backward)
+
+
+def test_a_share_moves_its_own_weights_and_gradients() -> None:
+    """Half of the optimizer on the host: half the fp32 gradients go down and half the weights come back."""
+    half = {w.name: w for w in folded(Zero(3), OffloadOptimizer("cpu", 10)).work}
+    assert half["fp32 gradients to host"].amount == 4 * -(-PART // 2)
+    assert half["updated weights from host"].amount == 2 * -(-PART // 2)
+    assert half["updated weights from host"].resource is Resource.PAGEABLE_TO_GPU
 
 
 def test_the_cpu_kernel_takes_no_gpu_options() -> None:

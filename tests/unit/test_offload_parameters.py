@@ -61,3 +61,10 @@ def test_nvme_traffic() -> None:
     work = folded(Zero(3), OffloadOptimizer(), OffloadParameters("nvme"), at=setting(micro_steps=3)).work
     assert sum(w.amount for w in work if w.resource is Resource.NVME_READ) == 2 * 2 * PART
     assert [(w.amount, w.once) for w in work if w.resource is Resource.NVME_WRITE] == [(2 * PART, True)]
+
+
+def test_updated_weights_take_the_shortest_way() -> None:
+    """The GPU's update sends them to the host; the CPU's leaves them there."""
+    by_gpu, by_cpu = (folded(Zero(3), *more, OffloadParameters()) for more in ((), (OffloadOptimizer(),)))
+    moved = [[(w.resource, w.amount) for w in x.work if w.name.startswith("updated")] for x in (by_gpu, by_cpu)]
+    assert moved == [[(Resource.GPU_TO_HOST, 2 * PART)], []]

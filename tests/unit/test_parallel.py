@@ -58,8 +58,8 @@ def test_key_value_heads_are_copied() -> None:
 def test_sizes_that_do_not_divide_are_rounded_up() -> None:
     """Every rank is as large as the largest."""
     share = stage(llama(vocab=2049), Split(tensor=2), 0)
-    assert share.vocab == 1025
-    assert share.embedding[0].shape == (1025, H)
+    assert share.vocab == 1152  # 1025 rows, to whole 128s
+    assert share.embedding[0].shape == (1152, H)
 
 
 def test_pipeline_shares() -> None:
@@ -91,10 +91,11 @@ def test_tensor_and_pipeline_together() -> None:
 
 
 def test_layers_that_do_not_divide() -> None:
-    """A stage has ceil(L / p) layers, the last ones what is left."""
+    """Embedding and head count as a layer each: the ends hold one less of L + 2 evenly spread."""
     split = Split(pipeline=3)
-    assert [stage(llama(), split, i).layers for i in range(3)] == [2, 2, 2]  # 2 + 2 + 0: counted as a full stage
-    assert [stage(llama(layers=5), split, i).layers for i in range(3)] == [2, 2, 1]
+    assert [stage(llama(), split, i).layers for i in range(3)] == [1, 2, 1]
+    assert [stage(llama(layers=5), split, i).layers for i in range(3)] == [1, 3, 1]
+    assert [stage(llama(layers=6), split, i).layers for i in range(3)] == [2, 2, 2]
 
 
 def experts(model: Model) -> int:

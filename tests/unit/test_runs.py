@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from trainplan.planner.cost import goodput
 from trainplan.planner.errors import InputError
 from trainplan.planner.measurements.document import document
-from trainplan.planner.measurements.runs import Run, as_run, as_stated
+from trainplan.planner.measurements.runs import RunRow, as_run, as_stated
 from trainplan.planner.measurements.score import UNCONVERTED, validate
 from trainplan.planner.measurements.subject import flops_per_token_of
 from trainplan.planner.measurements.table import Measurement, Table, Unsupported, parse_table
@@ -28,7 +27,7 @@ def table_of(*rows: dict[str, str]) -> Table:
     return parse_table("\n".join([",".join(RUN), *lines]).encode(), where="runs.csv")
 
 
-def run_of(room: int = 10**6, /, **cells: str) -> Run:
+def run_of(room: int = 10**6, /, **cells: str) -> RunRow:
     """One run, on GPUs that have room for so many sequences per micro-step."""
     (row,) = table_of(cells).rows
     return as_run(row, lambda found: found.whole("micro_batch") <= room)
@@ -116,9 +115,14 @@ def test_throughput_is_no_tpu() -> None:
 
 
 def test_gpu_hours() -> None:
-    """T / (3600 r g)."""
-    run = run_of()
-    assert run.gpu_hours(2500.0) == pytest.approx(1e12 / 2500 / 3600 / goodput(128))
+    """Tokens over the rate, over the goodput of a run of that length."""
+    (row,) = table_of({}).rows
+    found = predict(row)
+    assert found.hours is not None
+    assert found.rate is not None
+    assert found.hours.point == pytest.approx(1e12 / found.rate.point / 3600 / found.hours.goodput, rel=1e-4)
+    assert found.hours.low < found.hours.point < found.hours.upper
+    assert 0.8 < found.hours.goodput < 1
 
 
 def test_hours_from_days() -> None:
@@ -136,8 +140,7 @@ def test_a_run_is_judged_by_its_hours_once() -> None:
     assert [s.row.identity for s in found.runs.scored] == ["7b"]
     assert [s.row.identity for s in found.time.scored] == ["rate"]
     (hours,), (rate,) = found.runs.scored, found.time.scored
-    assert hours.predicted == pytest.approx(1e12 / rate.predicted / 3600 / goodput(128))
-    assert hours.low < hours.predicted < hours.upper
+    assert hours.predicted == pytest.approx(1e12 / rate.predicted / 3600 / hours.goodput, rel=1e-4)
 
 
 def test_hours_that_contain_more_are_listed_apart() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from trainplan.api import estimate
 from trainplan.planner.choose import best, closest
+from trainplan.planner.errors import InputError
 from trainplan.planner.hardware import Offer
 from trainplan.planner.memory import fixed_device_bytes
 from trainplan.planner.program import Limits
 from trainplan.planner.search import Demand, Space, explore
 from trainplan.planner.units import MIB
-from trainplan.planner.workload import Method, Precision, Workload
+from trainplan.planner.workload import Method, Precision, RunOptions, Workload
 from trainplan.strategies.space import Choices, families
 
 from ..tiny import llama, machines
@@ -103,3 +105,20 @@ def test_the_answer_is_exact() -> None:
     assert candidate.fits
     assert candidate.layers == choice.layers
     assert candidate.cost.usd == pytest.approx(choice.certificate.value, rel=1e-6)
+
+
+def test_a_cluster_that_fails_all_the_time_is_no_plan() -> None:
+    """A failure every second or two of the cluster: no column, and the reason."""
+    run = RunOptions(mtbf_gpu_hours=0.001)
+    workload = Workload(model=llama(), tokens=10**8, seq_len=256, global_batch=8, run=run)
+    space = explore(workload, [machines()], FULL, Demand(max_gpus=8))
+    assert space.columns == space.infeasible == []
+    assert any("failures or interruptions" in reason for reason in space.dropped)
+
+
+def test_an_estimate_that_never_ends_is_refused() -> None:
+    """One line: how often it fails, how long a restart takes."""
+    with pytest.raises(InputError, match=r"the run never ends: 8 GPUs fail every 4\.5 s"):
+        estimate(llama(), gpus="8xh100", mtbf_gpu_hours=0.01, seq_len=256)
+    short = estimate(llama(), gpus="8xh100", tokens=2048, seq_len=256, global_batch=8)
+    assert short.candidate.cost.run.goodput < 0.02  # start-up is no failure

@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .parallel import Split
-from .time import StepTime, TimeTerm
+from ..parallel import Split
+from .grounds import Ground
+from .step import StepTime, TimeTerm
 
-SOURCE = "Narayanan et al. 2021 (arXiv:2104.04473) §2.2"
+GROUND = Ground("the schedule", "derived", "Narayanan et al. 2021 (arXiv:2104.04473) §2.2")
 FILL = "filling and draining the pipeline"
 
 
@@ -43,6 +44,6 @@ def pipelined(stages: Sequence[StepTime], split: Split) -> StepTime:
     others = sum(each) + (split.pipeline - len(each)) * each[len(each) // 2] - each[slowest]
     fill = others / split.virtual
     late = max(stage.boundary_s for stage in stages) - stages[slowest].boundary_s
-    term = TimeTerm(FILL, fill + late, fill + late, "pipeline", SOURCE)
+    term = TimeTerm(FILL, fill + late, fill + late, "pipeline", GROUND)
     chosen = stages[slowest]
     return replace(chosen, boundary_s=chosen.boundary_s + late, fill_s=fill, terms=(*chosen.terms, term))

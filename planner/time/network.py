@@ -37,9 +37,9 @@ from functools import lru_cache
 from math import ceil, inf, log2
 from typing import NamedTuple
 
+from ..hardware import Gpu, Node
+from ..work import Resource
 from .fabrics import Fabric, FabricFigure, between_fabric, every, inside_fabric
-from .hardware import Gpu, Node
-from .work import Resource
 
 COLLECTIVES = (
     Resource.ALL_REDUCE,
@@ -87,6 +87,11 @@ def _domains(node: Node, nodes: int, ranks_per_node: int) -> tuple[int, int]:
     nodes_each = max(1, fabric.domain_gpus // node.gpus)
     domains = ceil(nodes / nodes_each)
     return domains, ceil(nodes / domains) * ranks_per_node
+
+
+def domains(node: Node, nodes: int, ranks_per_node: int) -> int:
+    """How many NVLink domains a group spans: its nodes, or the racks that these fill."""
+    return _domains(node, nodes, ranks_per_node)[0]
 
 
 def _nic_bytes_per_s(node: Node, fabric: Fabric, ranks: int) -> float:
@@ -281,13 +286,14 @@ def _between_figures(kind: Resource, group: _Group) -> list[FabricFigure]:
     return [group.between.share, group.between.hop_s, *ramp]
 
 
-def straggler_factor(nodes: int) -> float:
-    """How much longer a step of several nodes takes than its parts: noise and congestion that grow with the cluster.
+def straggler_factor(ranks: int) -> float:
+    """How much longer a step of many ranks takes than its parts: noise and congestion that grow with the cluster.
 
-    Formula: (1 - loss) ** -log2(nodes), loss a share per doubling. Not applied by `collective_s`: the time model
-    decides what waits for the slowest.
+    Formula: (1 - loss) ** -log2(ranks / 8) beyond 8 ranks, loss a share per doubling. Not applied by `collective_s`:
+    the time model decides what waits for the slowest.
 
-    >>> straggler_factor(1)
-    1.0
+    >>> straggler_factor(8), straggler_factor(16) > 1
+    (1.0, True)
     """
-    return float((1.0 - every("straggler").value) ** -log2(nodes))
+    doublings = log2(max(1.0, ranks / every("together").value))
+    return float((1.0 - every("straggler").value) ** -doublings)

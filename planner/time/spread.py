@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 
-from .efficiency import value
-from .time import StepTime
+from ..efficiency import value
+from .step import StepTime
 
 COVERAGE = 0.80
 Z = NormalDist().inv_cdf((1 + COVERAGE) / 2)

@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
-from .efficiency import architecture_key
-from .errors import InputError, did_you_mean
-from .hardware import Gpu, Node
+from ..efficiency import architecture_key
+from ..errors import InputError, did_you_mean
+from ..hardware import Gpu, Node
 
 UNKNOWN = "unknown"  # the fabric between nodes when nobody named it
 BRIDGED_RANKS = 2  # an NVLink bridge joins a pair of PCIe boards

@@ -1,0 +1,72 @@
+"""Which figure a term of the step rests on: the log of what was measured and what was assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..efficiency import Figure, architecture_key, figure, has
+from ..hardware import Gpu, Node
+from ..work import Resource, Work
+from .network import COLLECTIVES, rests_on
+
+KINDS = ("measured", "datasheet", "derived", "fitted", "assumed")  # the surest first
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """One figure: its name, how it is known, where it was read."""
+
+    figure: str  # "efficiency.toml matmul_energy.hopper"
+    kind: str
+    source: str
+
+
+def ground_of(work: Work, node: Node, nodes: int, ranks_per_node: int) -> Ground:
+    """The figure that turns this amount of work into seconds; of several the most doubtful."""
+    if work.resource in COLLECTIVES:
+        return _network_ground(work.resource, node, nodes, ranks_per_node)
+    return _ground(work.resource, node.gpu, work.bits)
+
+
+@lru_cache(maxsize=4096)
+def _network_ground(kind: Resource, node: Node, nodes: int, ranks_per_node: int) -> Ground:
+    shares = [f for f in rests_on(kind, node, nodes, ranks_per_node) if f.name.endswith("share")]
+    if not shares:
+        return Ground("no network", "derived", "one rank talks to nobody")
+    return Ground(f"fabrics.toml {shares[-1].name}", shares[-1].kind, shares[-1].source)
+
+
+TABLES = {
+    Resource.MEMORY: ("memory", "bandwidth"),
+    Resource.LAUNCH: ("launch", "seconds"),
+    Resource.HOST_TO_GPU: ("host_link", "share"),
+    Resource.GPU_TO_HOST: ("host_link", "share"),
+    Resource.PAGEABLE_TO_GPU: ("host_link", "pageable_bytes_per_s"),
+    Resource.HOST_MEMORY: ("host_memory", "share"),
+    Resource.NVME_READ: ("nvme", "gen5_read_per_gpu"),
+    Resource.NVME_WRITE: ("nvme", "gen5_write_per_gpu"),
+}
+
+
+@lru_cache(maxsize=1024)
+def _ground(resource: Resource, gpu: Gpu, bits: int) -> Ground:
+    key = architecture_key(gpu.architecture)
+    if resource is Resource.MATMUL:
+        return _matmul_ground(gpu, bits)
+    table, name = ("attention", key) if resource is Resource.ATTENTION else TABLES[resource]
+    return _named(table, name)
+
+
+def _matmul_ground(gpu: Gpu, bits: int) -> Ground:
+    """The power limit's figure where there is one, else the ceiling's."""
+    table = {0: "matmul_energy", 8: "fp8_energy", 4: "fp4_energy"}[bits]
+    names = ("-".join(gpu.architecture.lower().split()[:2]), architecture_key(gpu.architecture))
+    found = next((name for name in names if has(table, name)), None)
+    return _named(table, found) if found else _named("matmul_sustained", "other")
+
+
+def _named(table: str, name: str) -> Ground:
+    row: Figure = figure(table, name)
+    shown = name if has(table, name) else "other"
+    return Ground(f"efficiency.toml {table}.{shown}", row.kind, row.source)
