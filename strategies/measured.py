@@ -10,7 +10,7 @@ from ..planner.checkpoint import checkpoint
 from ..planner.efficiency import architecture_key, is_young, value
 from ..planner.evaluate import evaluate
 from ..planner.frameworks import Framework, framework_of
-from ..planner.hardware import Gpu, Tier
+from ..planner.hardware import Gpu, Node, Tier
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from ..planner.measurements import machine, runs, shape, subject
 from ..planner.measurements.layout import ZERO_WEIGHTS, layout_of
@@ -56,7 +56,7 @@ def predict(row: Measurement) -> Prediction:
 def _whole_run(run: runs.RunRow) -> Prediction:
     """As any other row, and its GPU-hours."""
     parts = parts_of(run.row, checkpointing_of(run.row))
-    return replace(_stated(run.row), run=run, hours=_gpu_hours(run.row, parts))
+    return replace(_predict(run.row, parts), run=run, hours=_gpu_hours(run.row, parts))
 
 
 def has_room(row: Measurement) -> bool:
@@ -66,7 +66,7 @@ def has_room(row: Measurement) -> bool:
 
 
 def _stated(row: Measurement) -> Prediction:
-    return _predict(row, checkpointing_of(row)) if row.text("act_ckpt") else _undecided(row)
+    return _predict(row, parts_of(row, checkpointing_of(row))) if row.text("act_ckpt") else _undecided(row)
 
 
 def checkpointing_of(row: Measurement) -> str:
@@ -79,26 +79,27 @@ def checkpointing_of(row: Measurement) -> str:
 
 def _undecided(row: Measurement) -> Prediction:
     """Checkpointing is not stated: none where its tensors have room; where only all of it surely fits, that is open."""
-    plain = _predict(row, "none")
-    if plain.fits:
-        return plain
-    sparing = _predict(row, "full")
-    if not sparing.fits:
-        return plain
-    likelier = plain if plain.memory.allocated_bytes <= plain.memory.capacity_bytes else sparing
+    plain = parts_of(row, "none")
+    memory = _fullest(plain).memory
+    if memory.fits:
+        return _predict(row, plain)
+    sparing = parts_of(row, "full")
+    if not _fullest(sparing).memory.fits:
+        return _predict(row, plain)
+    likelier = plain if memory.allocated_bytes <= memory.capacity_bytes else sparing
     is_tuned = framework_of(row.text("framework")).fused and row.whole("zero_stage") < ZERO_WEIGHTS
     quicker = plain if is_tuned else likelier  # such recipes are tuned not to recompute
-    return replace(likelier, fits=None, rate=quicker.rate)
+    return replace(_predict(row, likelier, timed=quicker), fits=None)
 
 
-def _predict(row: Measurement, checkpointing: str) -> Prediction:
-    parts = parts_of(row, checkpointing)
+def _predict(row: Measurement, parts: Sequence[Part], timed: Sequence[Part] = ()) -> Prediction:
+    """Of such parts, or with the time of others."""
     fullest = _fullest(parts)
     return Prediction(
         memory=fullest.memory,
         ledger=fullest.ledger,
         fits=fullest.memory.fits,
-        rate=_rate(row, parts),
+        rate=_rate(row, timed or parts),
         flops_per_token=subject.flops_per_token_of(row, fullest.setting.workload.model),
     )
 
@@ -267,17 +268,17 @@ def _step(row: Measurement, parts: Sequence[Part]) -> Seconds | None:
     gpu = machine.gpu_of(row)
     if gpu is None or subject.is_layer_split(row):
         return None
-    return step_seconds(pipelined([_stage_time(row, part, gpu) for part in parts], parts[0].setting.split))
+    framework, node = framework_of(row.text("framework")), machine.node_of(row, gpu)
+    return step_seconds(pipelined([_stage_time(part, framework, node) for part in parts], parts[0].setting.split))
 
 
-def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
+def _stage_time(part: Part, framework: Framework, node: Node) -> StepTime:
     """One stage's micro-steps, as if it were alone."""
-    framework, setting = framework_of(row.text("framework")), part.setting
-    shares = _shares(framework, gpu)
+    setting, shares = part.setting, _shares(framework, node.gpu)
     work = all_work(part.ledger, setting)
     return price(
         [replace(w, amount=w.amount / shares[w.resource]) if w.resource in shares else w for w in work],
-        machine.node_of(row, gpu),
+        node,
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
