@@ -14,13 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .planner import catalog
-from .planner.candidate import Candidate, Constraint, assess, constraints, step_time
+from .planner.candidate import Candidate, Constraint, assess, constraints, let, step_time
 from .planner.computation import Adapters, default_targets
 from .planner.decide import Search, alternatives, decide, frontier
 from .planner.emit.deepspeed import ds_config
 from .planner.errors import InputError, NoPlan, listed
 from .planner.hardware import Offer, Tier
-from .planner.machines import machine_for, offers_for, parse_gpus
+from .planner.machines import machines_for, offers_for, parse_gpus
 from .planner.model import Model
 from .planner.models import load_model
 from .planner.parallel import WHOLE, Split
@@ -36,7 +36,7 @@ from .planner.plan import (
     warnings_for,
 )
 from .planner.program import Limits
-from .planner.request import CHEAPEST, Request
+from .planner.request import CHEAPEST, LARGEST_AMOUNT, Request, flag
 from .planner.run import LEAST_PROGRESS
 from .planner.search import Demand, explore
 from .planner.transform import Setting
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .strategies.traced import Traced
 
 Progress = Callable[[str], None]
+AMOUNTS = {flag(name).replace("-", "_"): name for name in LARGEST_AMOUNT}  # options by the request's names
 
 
 def _silent(_: str) -> None:
@@ -109,8 +110,10 @@ def _option(key: str, value: Any) -> dict[str, Any]:
         return {"checkpoint_every_s": seconds}
     if key == "budget":
         return {"budget": _budget(value)}
-    if key == "price":
-        return {"price_usd_per_gpu_hour": float(value)}
+    if key in AMOUNTS:
+        return {AMOUNTS[key]: float(value)}
+    if key == "prices":
+        return {"prices": str(value)}
     if key == "tier":
         return {"tier": Tier(value)}
     if key == "method":
@@ -362,23 +365,40 @@ def _fixed(
         )
     wanted.check(model)
     method = wanted.methods[0] if wanted.methods else Method.FULL
-    machine = machine_for(wanted, wanted.gpu_count, preferred=offer)
-    setting = _setting(model, wanted, machine, micro_batch, split)
     family = one_family(facts, replace(_choices(wanted, model), methods=(method,)), model)
-    stack = cut(family.at(layers, groups), setting, machine.node)
-    refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
-    if refusals:
-        raise InputError(f"strategies: {refusals[0]}; choose another")
-    candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+
+    def on(machine: Offer) -> Candidate:
+        setting = _setting(model, wanted, machine, micro_batch, split)
+        stack = cut(family.at(layers, groups), setting, machine.node)
+        refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
+        if refusals:
+            raise InputError(f"strategies: {refusals[0]}; choose another")
+        candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+        _check_end(candidate)
+        return candidate
+
+    def broken_then_dollars(c: Candidate) -> tuple[int, float]:
+        return sum(1 for limit in let(c) if not limit.holds), c.cost.usd
+
+    candidates = [on(machine) for machine in machines_for(wanted, wanted.gpu_count, preferred=offer)]
+    return Estimate(request=wanted, candidate=min(candidates, key=broken_then_dollars))
+
+
+def _check_end(candidate: Candidate) -> None:
+    """Whether failures let the run end.
+
+    Raises:
+        InputError: they do not.
+    """
     run = candidate.cost.run
-    if not run.ends:
-        often, back = (duration(h * HOUR_S) for h in (run.kept.between_failures_h, run.kept.restart_h))
-        raise InputError(
-            f"the run never ends: {setting.world_size} GPUs fail every {often} and take {back} to be back; allowed is "
-            f"{LEAST_PROGRESS:.0%} of the time for work, and more; use fewer GPUs, or other --mtbf-gpu-hours, "
-            "--storage-gbps or --checkpoint-every"
-        )
-    return Estimate(request=wanted, candidate=candidate)
+    if run.ends:
+        return
+    often, back = (duration(h * HOUR_S) for h in (run.kept.between_failures_h, run.kept.restart_h))
+    raise InputError(
+        f"the run never ends: {candidate.gpus} GPUs fail every {often} and take {back} to be back; allowed is "
+        f"{LEAST_PROGRESS:.0%} of the time for work, and more; use fewer GPUs, or other --mtbf-gpu-hours, "
+        "--storage-gbps or --checkpoint-every"
+    )
 
 
 def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, split: Split) -> Setting:

@@ -11,6 +11,7 @@ from .plan_options import (
     JOB,
     JSON,
     MACHINES,
+    PRICES,
     RUN,
     STRATEGIES,
     WHAT,
@@ -28,7 +29,7 @@ FIXED = (
 
 
 @click.command(name="estimate", cls=Sectioned)
-@applied(WHAT, JOB, MACHINES, CONFIGURATION, RUN, STRATEGIES, JSON)
+@applied(WHAT, JOB, MACHINES, PRICES, CONFIGURATION, RUN, STRATEGIES, JSON)
 def command(*, as_json: bool, **options: Any) -> None:
     """Judge one fixed configuration: how much memory, how long, what it costs, does it fit.
 

@@ -14,7 +14,7 @@ from .complete import clouds, gpu_names, model_names, strategy_names
 F = TypeVar("F", bound=Callable[..., Any])
 CHEAPEST = "cheapest"
 METHODS = ("full", "lora", "qlora")
-TIERS = ("on-demand", "spot", "reserved")
+TIERS = ("on-demand", "spot", "reserved", "capacity-block", "owned")
 SCALES = {"k": 1e3, "m": 1e6, "b": 1e9}
 BY_HAND = ("params", "layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
 
@@ -73,6 +73,7 @@ _hand = partial(
 _job = partial(click.option, cls=SectionedOption, section="How much")
 _machine = partial(click.option, cls=SectionedOption, section="On what")
 _run = partial(click.option, cls=SectionedOption, section="The run")
+_price = partial(click.option, cls=SectionedOption, section="At which price")
 _choice = partial(click.option, cls=SectionedOption, section="Within which limits")
 _strategy = partial(click.option, cls=SectionedOption, section="With which strategies")
 _fixed = partial(click.option, cls=SectionedOption, section="The configuration")
@@ -109,7 +110,6 @@ MACHINES = (
     _machine("--cloud", shell_complete=clouds, help="Only this cloud."),
     _machine("--region", help="Only this region, as the price list writes it."),
     _machine("--tier", type=click.Choice(TIERS), help="How nodes are paid for.  [default: on-demand]"),
-    _machine("--price", type=float, metavar="USD", help="Your own machines: USD per GPU-hour."),
     _machine(
         "--gpus-per-node",
         type=click.IntRange(1, 1024),
@@ -122,6 +122,19 @@ MACHINES = (
     _machine(
         "--internode-gbps", type=float, metavar="GBIT/S", help="Network of a node, where the catalog does not know it."
     ),
+    _machine("--fabric", metavar="NAME", help="infiniband, roce, ethernet, ...: likewise.  [default: a slow one]"),
+)
+PRICES = (
+    _price("--prices", metavar="FILE", help="Your own price list (TOML, CSV), in place of the built-in offers."),
+    _price("--price", type=float, metavar="USD", help="Your own machines: USD per GPU-hour."),
+    _price("--capital", type=float, metavar="USD", help="Or what they cost: USD per node; the next five too."),
+    _price("--years", type=float, metavar="N", help="Years a node is used."),
+    _price("--power-kw", type=float, metavar="KW", help="Power of a node while it trains."),
+    _price("--usd-per-kwh", type=float, metavar="USD", help="Price of a kWh."),
+    _price("--utilization", type=float, metavar="SHARE", help="Share of its years in which a node is used."),
+    _price("--hosting-usd", type=float, metavar="USD", help="Space, staff, network: USD per node and year."),
+    _price("--storage-gib", type=float, metavar="GIB", help="Kept while it runs; billed where the price is known."),
+    _price("--egress-gib", type=float, metavar="GIB", help="Moved out of the cloud; billed where the price is known."),
 )
 FLEET = (
     _machine("--max-gpus", type=int, metavar="N", help="GPUs at most.  [default: 1024]"),
@@ -159,7 +172,12 @@ RUN = (
         help="Gigabytes per second that the whole cluster writes to shared storage.  [default: 1 per node]",
     ),
     _run("--mtbf-gpu-hours", type=float, metavar="H", help="GPU-hours between failures.  [default: 50700]"),
-    _run("--pue", type=float, metavar="X", help="The data centre's power per power of its machines.  [default: 1.2]"),
+    _run(
+        "--pue",
+        type=float,
+        metavar="X",
+        help="Power of the building over its machines'.  [default: 1.2; none for your own]",
+    ),
     _run("--grid-kgco2-per-kwh", type=float, metavar="KG", help="Of your grid; without it no emissions are computed."),
 )
 CHOICE = (
@@ -231,7 +249,7 @@ def applied(*groups: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
     return decorate
 
 
-plan_options = applied(WHAT, JOB, MACHINES, FLEET, CHOICE, RUN, STRATEGIES, OUT, JSON)
+plan_options = applied(WHAT, JOB, MACHINES, FLEET, PRICES, CHOICE, RUN, STRATEGIES, OUT, JSON)
 
 
 def model_from(options: dict[str, Any]) -> Any:

@@ -19,13 +19,15 @@ from .complete import gpu_names
 @click.option("--offload-optimizer", type=click.Choice(("none", "cpu", "nvme")), help="Optimizer there instead.")
 @click.option("--offload-parameters", type=click.Choice(("none", "cpu", "nvme")), help="Parameters there instead.")
 @click.option("--checkpointing", help="none, full, or so many layers instead.")
+@click.option("--prices", metavar="FILE", help="This price list instead of the plan's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON document alone.")
-def command(plan: str, as_json: bool, **choice: Any) -> None:
+def command(plan: str, prices: str | None, as_json: bool, **choice: Any) -> None:
     """Say which constraint rejects a choice, by how much, and the cheapest change that would admit it.
 
     PLAN is a plan.json or the folder that holds it; what the choice leaves open stays as planned.
     """
     import json
+    from dataclasses import replace
 
     from ..api import why_not
     from ..planner.errors import InputError
@@ -38,6 +40,7 @@ def command(plan: str, as_json: bool, **choice: Any) -> None:
         raise InputError(f"why-not: no choice to judge; give at least one of {names}")
     document = read_plan(plan)
     wanted = request_of(document)
+    wanted = wanted if prices is None else replace(wanted, prices=prices)
     for name in (*wanted.require, *wanted.forbid):
         known_name(name, where=f"{plan}: request")
     found = why_not(model_of(document), wanted, document["decision"], **choice).to_dict()

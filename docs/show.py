@@ -19,7 +19,10 @@ from typing import Any
 import cog
 from trainplan.cli.main import run_root
 
-COLUMNS = "100"  # width of help texts, whatever the terminal's
+FIXED = {  # whatever the terminal's width and whenever the pages are printed
+    "COLUMNS": "100",  # of help texts
+    "SOURCE_DATE_EPOCH": "1795564800",  # 2026-11-25, the day on which prices are judged
+}
 SECONDS = re.compile(r"(?m)^(Solver.*?),? [0-9]+\.[0-9]+ s$")  # the one figure that differs between runs
 ELIDED = "..."
 FOLDERS: dict[str, tempfile.TemporaryDirectory[str]] = {}
@@ -63,16 +66,17 @@ def _selected(text: str, only: tuple[str, ...]) -> str:
 
 @contextlib.contextmanager
 def _working_folder() -> Iterator[None]:
-    """The page's folder, a fixed width, and the caller's folder again afterwards."""
-    before, width = os.getcwd(), os.environ.get("COLUMNS")
+    """The page's folder, a fixed width, a fixed day, and the caller's folder again afterwards."""
+    before, outside = os.getcwd(), {name: os.environ.get(name) for name in FIXED}
     folder = FOLDERS.setdefault(cog.inFile, tempfile.TemporaryDirectory())
     os.chdir(folder.name)
-    os.environ["COLUMNS"] = COLUMNS
+    os.environ.update(FIXED)
     try:
         yield
     finally:
         os.chdir(before)
-        os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
+        for name, value in outside.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def session(source: str) -> None:

@@ -15,7 +15,7 @@ from .hardware import Node, Offer
 from .ledger import Device, Ledger
 from .memory import GpuMemory, StoreMemory, gpu_memory, host_memory, nvme_memory
 from .model import Model
-from .time import Buckets, PartTime, StepTime, compute_sums, pipelined, price, price_parts
+from .time import Buckets, PartTime, StepTime, compute_sums, pipelined, price, price_parts, step_seconds
 from .transform import Setting, Stack
 from .units import GIB, gib
 from .work import Work
@@ -70,15 +70,21 @@ def assess(offer: Offer, stack: Stack, setting: Setting, *, method: Method, zero
         host=host_memory(ledger, offer.node, setting.ranks_per_node),
         nvme=nvme_memory(ledger, offer.node, setting.ranks_per_node),
         time=time,
-        cost=run_cost(
-            setting.workload,
-            offer,
-            setting.nodes,
-            time.step_s,
-            checkpoint(ledger, setting),
-            setting.evaluation_micro_steps * time.forward_s,
-        ),
+        cost=_cost(offer, setting, ledger, time, time.step_s),
     )
+
+
+def _cost(offer: Offer, setting: Setting, ledger: Ledger, time: StepTime, step_s: float) -> Cost:
+    evaluation_s = setting.evaluation_micro_steps * time.forward_s * step_s / time.step_s
+    saved = checkpoint(ledger, setting)
+    return run_cost(setting.workload, offer, setting.nodes, step_s, saved, evaluation_s)
+
+
+def cost_band(c: Candidate) -> tuple[Cost, Cost]:
+    """The run at the quick and at the slow end of the step's 80 % band; whatever else a run takes stays as it is."""
+    band = step_seconds(c.time)
+    low, upper = (_cost(c.offer, c.setting, c.ledger, c.time, seconds) for seconds in (band.low, band.upper))
+    return low, upper
 
 
 def all_work(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
@@ -137,6 +143,9 @@ LABELS = {
     "max_gpus": "number of GPUs",
     "deadline": "deadline",
     "budget": "budget",
+    "maximum_hours": "longest stay",
+    "minimum_nodes": "fewest nodes let",
+    "maximum_nodes": "most nodes let",
 }
 
 
@@ -214,4 +223,18 @@ def constraints(candidate: Candidate, *, budget_usd: float, deadline_s: float, m
             unit="USD",
             holds=candidate.cost.usd <= budget_usd,
         ),
+        *let(candidate),
     )
+
+
+def let(candidate: Candidate) -> tuple[Constraint, ...]:
+    """What the offer is let for at most and at least, where its terms say."""
+    terms, nodes, hours = candidate.offer.terms, candidate.setting.nodes, candidate.cost.hours
+    found = []
+    if (most_h := terms.maximum_hours) is not None:
+        found.append(Constraint(name="maximum_hours", needs=hours, limit=most_h, unit="h", holds=hours <= most_h))
+    if (most := terms.maximum_nodes) is not None:
+        found.append(Constraint(name="maximum_nodes", needs=nodes, limit=most, unit="nodes", holds=nodes <= most))
+    if (least := terms.minimum_nodes) > 1:
+        found.append(Constraint(name="minimum_nodes", needs=least, limit=nodes, unit="nodes", holds=nodes >= least))
+    return tuple(found)

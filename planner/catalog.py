@@ -8,6 +8,7 @@ from functools import cache
 from .catalog_files import LONGEST_NAME, MOST_GPUS, Rejected, gpu_key, read_gpus, read_offers
 from .errors import InputError, did_you_mean
 from .hardware import Gpu, Node, Offer, Tier
+from .staleness import OWN
 
 ANY = "any"
 LARGEST_USD_PER_GPU_HOUR = 10_000.0
@@ -55,8 +56,12 @@ def rejected_offers() -> tuple[Rejected, ...]:
     return tuple(row for _, rejected in _price_lists() for row in rejected)
 
 
-def find_offers(name: str) -> tuple[Offer, ...]:
+def find_offers(name: str, among: Sequence[Offer] | None = None) -> tuple[Offer, ...]:
     """The offers of one machine, one for each way to pay; case does not matter.
+
+    Args:
+        name: as in the first column of trainplan offers list.
+        among: a user's own price list; the built-in offers where None.
 
     Raises:
         InputError: no such machine.
@@ -64,9 +69,10 @@ def find_offers(name: str) -> tuple[Offer, ...]:
     >>> [o.tier.value for o in find_offers("aws/p5.48xlarge")]
     ['on-demand', 'spot']
     """
-    found = tuple(o for o in offers() if o.name.lower() == name.lower())
+    pool = offers() if among is None else among
+    found = tuple(o for o in pool if o.name.lower() == name.lower())
     if not found:
-        close = did_you_mean(name[:LONGEST_NAME], {o.name.lower() for o in offers()})
+        close = did_you_mean(name[:LONGEST_NAME], {o.name.lower() for o in pool})
         raise InputError(
             f"offer: not in the catalog, got {name[:LONGEST_NAME]!r}; allowed are names such as "
             f"aws/p5.48xlarge{close}; see trainplan offers list"
@@ -75,15 +81,21 @@ def find_offers(name: str) -> tuple[Offer, ...]:
 
 
 def select_offers(
-    gpu_names: Sequence[str], *, tier: Tier, cloud: str | None = None, region: str | None = None
+    gpu_names: Sequence[str],
+    *,
+    tier: Tier,
+    cloud: str | None = None,
+    region: str | None = None,
+    among: Sequence[Offer] | None = None,
 ) -> tuple[Offer, ...]:
     """Offers of some accelerators at one tier, the cheapest GPU-hour first; none is an answer.
 
     Args:
         gpu_names: names or aliases; "any" (alone or among them) means every accelerator.
-        tier: how nodes are paid for; the catalog has no reserved prices.
+        tier: how nodes are paid for; the built-in offers are on-demand and spot alone.
         cloud: only this cloud.
         region: only this region, as the price list writes it; prices of all regions are in region "all".
+        among: a user's own price list; the built-in offers where None.
 
     Raises:
         InputError: an accelerator, cloud or region that the catalog does not have.
@@ -93,7 +105,7 @@ def select_offers(
     """
     names = (gpu_names,) if isinstance(gpu_names, str) else gpu_names
     wanted = None if ANY in names else {find_gpu(name).name for name in names}
-    pool = _of(offers(), cloud, lambda o: o.cloud, "cloud")
+    pool = _of(offers() if among is None else among, cloud, lambda o: o.cloud, "cloud")
     pool = _of(pool, region, lambda o: o.region, f"region of {cloud}" if cloud else "region")
     chosen = (o for o in pool if o.tier is tier and (wanted is None or o.node.gpu.name in wanted))
     return tuple(sorted(chosen, key=lambda o: (usd_per_gpu_hour(o), o.name)))
@@ -155,7 +167,7 @@ def owned_offer(
         usd_per_hour=usd_per_gpu_hour * gpus_per_node,
         tier=Tier.OWNED,
         region="own",
-        date="as given",
+        date=OWN,
         source="the user's price per GPU-hour",
     )
 

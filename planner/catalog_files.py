@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .billing import PLAIN, Terms
 from .errors import InputError, did_you_mean
-from .hardware import Gpu, Node, Offer, Tier
+from .hardware import USD, Gpu, Node, Offer, Tier
+from .terms_files import known_terms, lacking, terms_of, terms_problems
 from .time.fabrics import offered_fabric
 from .units import GIB, GIGA, MIB, TERA
 
@@ -25,6 +27,7 @@ LARGEST_NUMBER = 1e9  # above every figure of a catalog, in its units
 MOST_GPUS = 1024  # in one node
 MOST_PROBLEMS = 50  # of one file in one message
 GBIT_BYTES = GIGA / 8
+NETWORK = "internode_gbit_per_s"
 NOT_IN_A_NAME = re.compile(r"[\s_\-()/]+")
 VENDOR_WORDS = ("nvidia", "amd")  # what torch.cuda.get_device_name() puts before the name
 
@@ -55,6 +58,7 @@ class Field:
 
 TEXT, FLAG, COUNT, NUMBER, TEXTS = Field(str), Field(bool), Field(int), Field(float), Field(tuple)
 MAYBE_TEXT, MAYBE_COUNT, MAYBE_NUMBER = Field(str, False), Field(int, False), Field(float, False)
+MAYBE_FLAG = Field(bool, False)
 
 SOURCE_FIELDS = {"citation": TEXT, "date": TEXT}
 GPU_FIELDS = {
@@ -95,10 +99,34 @@ OFFER_FIELDS = {
     "internode_gbit_per_s": MAYBE_NUMBER,
     "on_demand_usd_per_hour": MAYBE_NUMBER,
     "on_demand_region": MAYBE_TEXT,
+    "on_demand_terms": MAYBE_TEXT,
     "spot_usd_per_hour": MAYBE_NUMBER,
     "spot_region": MAYBE_TEXT,
+    "spot_terms": MAYBE_TEXT,
+    "reserved_usd_per_hour": MAYBE_NUMBER,
+    "reserved_region": MAYBE_TEXT,
+    "reserved_terms": MAYBE_TEXT,
+    "capacity_block_usd_per_hour": MAYBE_NUMBER,
+    "capacity_block_region": MAYBE_TEXT,
+    "capacity_block_terms": MAYBE_TEXT,
+    "cloud": MAYBE_TEXT,
     "source": TEXT,
     "notes": MAYBE_TEXT,
+}
+TERMS_FIELDS = {
+    "minimum_hours": MAYBE_NUMBER,
+    "billing_step_hours": MAYBE_NUMBER,
+    "long_after_hours": MAYBE_NUMBER,
+    "long_step_hours": MAYBE_NUMBER,
+    "commitment_hours": MAYBE_NUMBER,
+    "maximum_hours": MAYBE_NUMBER,
+    "minimum_nodes": MAYBE_COUNT,
+    "maximum_nodes": MAYBE_COUNT,
+    "upfront": MAYBE_FLAG,
+    "storage_usd_per_gib_month": MAYBE_NUMBER,
+    "egress_usd_per_gib": MAYBE_NUMBER,
+    "source": TEXT,
+    "date": TEXT,
 }
 REJECTED_FIELDS = {
     "instance": TEXT,
@@ -113,11 +141,13 @@ GPU_PAIRS = (
     ("torch_memory_gib", "torch_memory_source"),
     ("matmul_efficiency", "matmul_source"),
 )
-PRICE_PAIRS = (("on_demand_usd_per_hour", "on_demand_region"), ("spot_usd_per_hour", "spot_region"))
-TIERS = (
-    (Tier.ON_DEMAND, "on_demand_usd_per_hour", "on_demand_region"),
-    (Tier.SPOT, "spot_usd_per_hour", "spot_region"),
+PRICED = (Tier.ON_DEMAND, Tier.SPOT, Tier.RESERVED, Tier.CAPACITY_BLOCK)
+TIERS = tuple(  # (tier, key of its price, of its region, of its terms)
+    (tier, f"{prefix}_usd_per_hour", f"{prefix}_region", f"{prefix}_terms")
+    for tier, prefix in ((tier, tier.value.replace("-", "_")) for tier in PRICED)
 )
+PRICE_PAIRS = tuple((price, region) for _, price, region, _ in TIERS)
+TABLES = {"cloud", "currency", "sources", "terms", "offers", "rejected"}
 
 Row = dict[str, Any]
 
@@ -145,7 +175,7 @@ def read_gpus(text: str, *, where: str) -> tuple[Gpu, ...]:
     """
     table = _toml(text, where)
     sources, problems = _sources(table, {"sources", "gpus"})
-    rows = _rows(table, "gpus", GPU_FIELDS, problems)
+    rows = _rows(table, "gpus", GPU_FIELDS, problems, text)
     for label, row in rows:
         keys = [*row.get("sources", ()), *(row[key] for _, key in GPU_PAIRS if key in row)]
         problems += _unpaired(label, row, GPU_PAIRS) + _unknown_sources(label, keys, sources)
@@ -154,44 +184,60 @@ def read_gpus(text: str, *, where: str) -> tuple[Gpu, ...]:
         for label, row in rows
         for key in {gpu_key(n) for n in (row["name"], row["full_name"], *row.get("aliases", ()))}
     )
-    _refuse(where, problems)
+    refuse(where, problems)
     return tuple(_gpu(row, sources) for _, row in rows)
 
 
-def read_offers(text: str, *, where: str, find: Callable[[str], Gpu]) -> tuple[tuple[Offer, ...], tuple[Rejected, ...]]:
-    """Offers and rejected rows of one cloud's TOML text.
+def read_offers(
+    text: str, *, where: str, find: Callable[[str], Gpu], most_bytes: int = LARGEST_FILE_BYTES
+) -> tuple[tuple[Offer, ...], tuple[Rejected, ...]]:
+    """Offers and rejected rows of one TOML text.
 
     Args:
-        text: ``cloud``, tables ``[sources.KEY]``, ``[[offers]]`` and ``[[rejected]]``.
+        text: ``cloud``, tables ``[sources.KEY]`` and ``[terms.KEY]``, ``[[offers]]`` and ``[[rejected]]``.
         where: what the text is called in messages.
         find: gives the accelerator of a name, or raises InputError.
+        most_bytes: characters it may have.
 
     Raises:
         InputError: the text is no TOML or has problems, all of them in one line.
     """
-    table = _toml(text, where)
-    sources, problems = _sources(table, {"cloud", "sources", "offers", "rejected"})
-    problems += _problem("cloud", table.get("cloud"), TEXT)
-    rows = _rows(table, "offers", OFFER_FIELDS, problems)
-    refused = _rows(table, "rejected", REJECTED_FIELDS, problems)
+    table = _toml(text, where, most_bytes)
+    sources, problems = _sources(table, TABLES)
+    rows = _rows(table, "offers", OFFER_FIELDS, problems, text)
+    refused = _rows(table, "rejected", REJECTED_FIELDS, problems, text)
+    clouded = "cloud" not in table and bool(rows) and not refused and all("cloud" in row for _, row in rows)
+    problems += [] if clouded else _problem("cloud", table.get("cloud"), TEXT)
+    problems += _problem("currency", table.get("currency", USD), Field(str, among=(USD,)))
+    terms, found = _terms(table)
+    problems += found
     for label, row in rows:
         problems += _unpaired(label, row, PRICE_PAIRS) + _unsound(label, row) + _no_gpu(label, row, find)
+        problems += _unknown_terms(label, row, terms)
     for label, row in (*rows, *refused):
         problems += _unknown_sources(label, [row["source"]], sources)
     problems += _repeated(
-        ((row["instance"], tier, row.get(region)), label) for label, row, tier, region in _tiers(rows)
+        ((row.get("cloud", ""), row["instance"], tier, row.get(region), row.get(bound)), label)
+        for label, row in rows
+        for tier, price, region, bound in TIERS
+        if price in row
     )
-    _refuse(where, problems)
-    cloud = str(table["cloud"])
-    priced = tuple(o for _, row in rows for o in _offers(row, cloud, find(row["gpu"]), sources))
+    refuse(where, problems)
+    cloud, nodes = str(table.get("cloud", "")), dict[tuple[object, ...], Node]()
+    sellers = [(row.get("cloud", cloud), row) for _, row in rows]
+    priced = tuple(
+        o
+        for seller, row in sellers
+        for o in _offers(row, seller, node_of(row, seller, find(row["gpu"]), nodes), sources, terms)
+    )
     return priced, tuple(_rejected(row, cloud, sources) for _, row in refused)
 
 
-def _toml(text: str, where: str) -> Row:
+def _toml(text: str, where: str, most_bytes: int = LARGEST_FILE_BYTES) -> Row:
     import tomllib
 
-    if len(text) > LARGEST_FILE_BYTES:
-        raise InputError(f"{where}: too large, got {len(text)} characters; allowed are {LARGEST_FILE_BYTES}; split it")
+    if len(text) > most_bytes:
+        raise InputError(f"{where}: too large, got {len(text)} characters; allowed are {most_bytes}; split it")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -202,7 +248,12 @@ def _toml(text: str, where: str) -> Row:
 # ----------------------------------------------------------------------------------------------------------- problems
 
 
-def _refuse(where: str, problems: list[str]) -> None:
+def refuse(where: str, problems: list[str]) -> None:
+    """Raise all problems of a file as one line, not without end.
+
+    Raises:
+        InputError: there are problems.
+    """
     if problems:
         more = len(problems) - MOST_PROBLEMS
         raise InputError(
@@ -220,29 +271,67 @@ def _sources(table: Row, known: set[str]) -> tuple[dict[str, Row], list[str]]:
     if not isinstance(sources, dict):
         return {}, [*problems, "sources: not a table; write [sources.KEY]"]
     for key, row in sources.items():
-        problems += _row_problems(f"sources.{key[:LONGEST_NAME]}", row, SOURCE_FIELDS)
+        problems += row_problems(f"sources.{key[:LONGEST_NAME]}", row, SOURCE_FIELDS)
     return sources, problems
 
 
-def _rows(table: Row, name: str, fields: Mapping[str, Field], problems: list[str]) -> list[tuple[str, Row]]:
-    """The sound rows of one list, labelled; problems of the others are added."""
+def _terms(table: Row) -> tuple[dict[str, Terms], list[str]]:
+    """Terms that the file's rows may name: its own before those of configs/billing.toml."""
+    given, problems = table.get("terms", {}), list[str]()
+    if not isinstance(given, dict):
+        return dict(known_terms()), ["terms: not a table; write [terms.KEY]"]
+    sound = dict(known_terms())
+    for key, row in given.items():
+        label = f"terms.{key[:LONGEST_NAME]}"
+        found = row_problems(label, row, TERMS_FIELDS) or terms_problems(label, row)
+        problems += found
+        if not found:
+            sound[key] = terms_of(row)
+    return sound, problems
+
+
+def _unknown_terms(label: str, row: Row, terms: Mapping[str, Terms]) -> list[str]:
+    """Terms that nobody states, stand beside no price, or leave out what the tier cannot be billed without."""
+    problems = []
+    for tier, price, _, bound in TIERS:
+        key = row.get(bound)
+        if key is not None and price not in row:
+            problems.append(f"{label}: {bound} needs {price}")
+        elif key is not None and key not in terms:
+            known = ", ".join(sorted(terms))
+            problems.append(f"{label}: {bound} {key[:LONGEST_NAME]!r} is not among the terms; known are {known}")
+        elif price in row and (missing := lacking(tier.value, terms.get(key) if key else None)):
+            problems.append(f"{label}: {missing}")
+    return problems
+
+
+def _numbered_lines(text: str, name: str) -> list[int]:
+    """Lines on which the tables of a list begin."""
+    header = re.compile(rf"\s*\[\[\s*{name}\s*\]\]")
+    return [number for number, line in enumerate(text.splitlines(), start=1) if header.match(line)]
+
+
+def _rows(table: Row, name: str, fields: Mapping[str, Field], problems: list[str], text: str) -> list[tuple[str, Row]]:
+    """The sound rows of one list, labelled with their line; problems of the others are added."""
     rows = table.get(name, [])
     if not isinstance(rows, list):
         problems.append(f"{name}: not a list of tables; write [[{name}]]")
         return []
-    sound = []
+    sound, lines = [], _numbered_lines(text, name)
     for number, row in enumerate(rows, start=1):
-        label = f"{name} {number}"
+        at = f"line {lines[number - 1]}, " if len(lines) == len(rows) else ""
+        label = f"{at}{name} {number}"
         if isinstance(row, dict):
             label += f" ({_shown(row.get('name', row.get('instance', 'unnamed')))})"
-        found = _row_problems(label, row, fields)
+        found = row_problems(label, row, fields)
         problems += found
         if not found:
             sound.append((label, row))
     return sound
 
 
-def _row_problems(label: str, row: object, fields: Mapping[str, Field]) -> list[str]:
+def row_problems(label: str, row: object, fields: Mapping[str, Field]) -> list[str]:
+    """What is wrong with a row's keys and values, each by its label."""
     if not isinstance(row, dict):
         return [f"{label}: not a table, got {_shown(row)}"]
     problems = [
@@ -307,7 +396,7 @@ def _unknown_sources(label: str, keys: Iterable[str], sources: Mapping[str, Row]
 def _unsound(label: str, row: Row) -> list[str]:
     """A row without a price, or with a spot price that can be none: at or above on-demand."""
     on_demand, spot = row.get("on_demand_usd_per_hour"), row.get("spot_usd_per_hour")
-    if on_demand is None and spot is None:
+    if not any(price in row for _, price, _, _ in TIERS):
         return [f"{label}: no price; give one, or list the row under rejected"]
     if on_demand is not None and spot is not None and spot >= on_demand:
         return [f"{label}: spot {spot} is not below on-demand {on_demand}; leave the spot price out"]
@@ -327,11 +416,6 @@ def _repeated(named: Iterable[tuple[object, str]]) -> list[str]:
     pairs = list(named)
     counts = Counter(name for name, _ in pairs)
     return [f"{label}: {name!r} is given twice" for name, label in pairs if counts[name] > 1]
-
-
-def _tiers(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row, str, str]]:
-    """(label, row, tier, key of its region) of every price."""
-    return [(label, row, tier.value, region) for label, row in rows for tier, price, region in TIERS if price in row]
 
 
 # ----------------------------------------------------------------------------------------------------- rows to values
@@ -394,17 +478,26 @@ def _gpu(row: Row, sources: Mapping[str, Row]) -> Gpu:
     )
 
 
-def _offers(row: Row, cloud: str, gpu: Gpu, sources: Mapping[str, Row]) -> list[Offer]:
-    """One offer for each price of a row."""
-    node = Node(
-        gpu=gpu,
-        gpus=row["gpus"],
-        host_memory_bytes=_whole(row, "host_memory_gib", GIB),
-        vcpus=row.get("vcpus"),
-        nvme_bytes=_whole(row, "nvme_tb", TERA),
-        internode_bytes_per_s=_scaled(row, "internode_gbit_per_s", GBIT_BYTES),
-        fabric=offered_fabric(cloud, row["instance"]),
+def node_of(row: Row, cloud: str, gpu: Gpu, nodes: dict[tuple[object, ...], Node]) -> Node:
+    """The machine of a row; rows of the same machine share one in ``nodes``, since caches are keyed by it."""
+    fabric = offered_fabric(cloud, row["instance"])
+    shape = (gpu.name, fabric, *(row.get(key) for key in ("gpus", "host_memory_gib", "vcpus", "nvme_tb", NETWORK)))
+    return nodes.get(shape) or nodes.setdefault(
+        shape,
+        Node(
+            gpu=gpu,
+            gpus=row["gpus"],
+            host_memory_bytes=_whole(row, "host_memory_gib", GIB),
+            vcpus=row.get("vcpus"),
+            nvme_bytes=_whole(row, "nvme_tb", TERA),
+            internode_bytes_per_s=_scaled(row, NETWORK, GBIT_BYTES),
+            fabric=fabric,
+        ),
     )
+
+
+def _offers(row: Row, cloud: str, node: Node, sources: Mapping[str, Row], terms: Mapping[str, Terms]) -> list[Offer]:
+    """One offer for each price of a row."""
     source = sources[row["source"]]
     return [
         Offer(
@@ -418,8 +511,9 @@ def _offers(row: Row, cloud: str, gpu: Gpu, sources: Mapping[str, Row]) -> list[
             date=source["date"],
             source=source["citation"],
             notes=row.get("notes", ""),
+            terms=terms[row[bound]] if bound in row else PLAIN,
         )
-        for tier, price, region in TIERS
+        for tier, price, region, bound in TIERS
         if price in row
     ]
 

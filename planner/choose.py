@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .candidate import Candidate
 from .program import TIE, Choice, Column, Limits, Objective, Shortage, shortage, solve
-from .search import Point, Space, build_missed
+from .search import Point, Space, build_missed, longest_stay_s
 from .units import HOUR_S
 from .workload import Method
 
@@ -74,7 +74,8 @@ def _bound(column: Column, limits: Limits, objective: Objective) -> float:
     if column.quick is None:
         return math.inf
     least = column.quick[1]
-    if column.usd(least) > limits.budget_usd or column.run_s(least) > limits.deadline_s:
+    longest_s = min(limits.deadline_s, column.longest_s)
+    if column.usd(least) > limits.budget_usd or column.run_s(least) > longest_s:
         return math.inf
     return _value(column, least, objective)
 
@@ -85,8 +86,9 @@ def _confirmed(space: Space, column: Column, point: tuple[int, int], limits: Lim
 
 
 def _within(found: Candidate, limits: Limits) -> bool:
-    """Whether budget and deadline hold, but for rounding."""
-    most_usd, most_s = limits.budget_usd * (1 + ROUNDING), limits.deadline_s * (1 + ROUNDING)
+    """Whether budget, deadline and the offer's longest stay hold, but for rounding."""
+    longest_s = min(limits.deadline_s, longest_stay_s(found.offer))
+    most_usd, most_s = limits.budget_usd * (1 + ROUNDING), longest_s * (1 + ROUNDING)
     return found.cost.usd <= most_usd and found.cost.hours * HOUR_S <= most_s
 
 
@@ -110,5 +112,6 @@ def _violation(column: Column, limits: Limits) -> float:
     least = column.least_step_s()
     over = [row.line.least(column.box) / max(row.limit, 1.0) - 1 for row in column.rows]
     over += [column.usd(least) / limits.budget_usd - 1, column.run_s(least) / limits.deadline_s - 1]
+    over.append(column.run_s(least) / column.longest_s - 1)
     over.append(column.gpus / limits.max_gpus - 1)
     return sum(max(0.0, x) for x in over)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .billing import bill_usd, least_usd
 from .checkpoint import Checkpoint
 from .energy import run_kgco2, run_kwh
 from .hardware import Offer
@@ -49,8 +50,8 @@ class Line:
 
 
 def run_cost_usd(offer: Offer, nodes: int, hours: float) -> float:
-    """Dollars for whole nodes over the whole run."""
-    return offer.usd_per_hour * nodes * hours
+    """Dollars for whole nodes over the whole run, under the offer's terms."""
+    return bill_usd(offer, nodes, hours)
 
 
 def run_cost(
@@ -105,7 +106,7 @@ def tangent(workload: Workload, offer: Offer, nodes: int, saved: Checkpoint, ste
 
 
 def _line(offer: Offer, nodes: int, fixed_h: float, per_s_h: float, *, ends: bool = True) -> Line:
-    usd_per_h = run_cost_usd(offer, nodes, 1.0)
+    usd_per_h = least_usd(offer, nodes, 1.0)  # proportional; what is billed in steps is never below
     return Line(
         usd=usd_per_h * fixed_h,
         usd_per_s=usd_per_h * per_s_h,

@@ -16,6 +16,7 @@ from .plan import Alternative, no_plan_document, summary
 from .program import Choice, Column, Limits, Objective, Shortage
 from .request import Request
 from .search import UNKNOWN_STORE, Point, Space
+from .staleness import flag
 from .units import HOUR_S, duration, gib_count, usd
 from .workload import Method
 
@@ -27,6 +28,7 @@ NO_WAY_OUT = (
     "try other --gpus, a shorter --seq-len, or fewer --require and --forbid"
 )
 UNKNOWN_HINT = " (offers whose host RAM is unknown were left out; --host-memory-gib states it)"
+LONGER_HINT = " (another --tier, --cloud or --prices may let machines for longer)"
 STORAGE = ("zero", "offload", "checkpointing")  # names that say where states and activations live
 
 Found = tuple[Candidate, Choice]
@@ -184,7 +186,8 @@ def _short_of_limit(search: Search) -> tuple[str, Candidate | None] | None:
 def _told(c: Candidate) -> str:
     """A plan in a few words."""
     machines = f"{c.gpus} x {c.offer.node.gpu.name} ({c.method.value})"
-    return f"{usd(c.cost.usd)} in {duration(c.cost.hours * HOUR_S)} on {machines}"
+    old = flag(c.offer.date)
+    return f"{usd(c.cost.usd)} in {duration(c.cost.hours * HOUR_S)} on {machines}" + (f", price {old}" if old else "")
 
 
 def _short_of_memory(search: Search) -> tuple[str, Candidate | None]:
@@ -199,6 +202,8 @@ def _short_of_memory(search: Search) -> tuple[str, Candidate | None]:
     what = f"{c.gpus} x {c.offer.node.gpu.name} with {c.method.value}, {stack}"
     limit, missing = _amount(short, short.limit), _amount(short, short.short)
     hint = UNKNOWN_HINT if search.space.dropped[UNKNOWN_STORE] else ""
+    if short.constraint == "maximum_hours":
+        hint = LONGER_HINT
     return f"the closest is {what}: {_named(short)} of {limit} is short by {missing}{hint}", c
 
 
@@ -216,7 +221,7 @@ def _amount(short: Shortage, value: float) -> str:
     """A quantity in the unit of its constraint."""
     if short.constraint == "budget":
         return usd(value)
-    return duration(value) if short.constraint == "deadline" else gib_count(value)
+    return duration(value) if short.constraint in ("deadline", "maximum_hours") else gib_count(value)
 
 
 def _ways_out(search: Search) -> list[dict[str, Any]]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .billing import PLAIN, Terms
+
+USD = "USD"  # the one currency: no exchange rates are kept
+
 
 class Tier(Enum):
     """How a node is paid for."""
@@ -13,8 +17,9 @@ class Tier(Enum):
 
     ON_DEMAND = "on-demand"
     SPOT = "spot"
-    RESERVED = "reserved"
-    OWNED = "owned"  # the user's own price per GPU-hour
+    RESERVED = "reserved"  # a commitment, billed whether used or not
+    CAPACITY_BLOCK = "capacity-block"  # whole days on fixed dates, paid upfront
+    OWNED = "owned"  # the user's own machines at the user's own price
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by identity: caches are keyed by it
@@ -72,3 +77,5 @@ class Offer:
     date: str  # of the price, as its source states it
     source: str
     notes: str = ""
+    currency: str = USD
+    terms: Terms = PLAIN

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 from . import catalog
 from .efficiency import value
 from .errors import InputError
-from .hardware import Gpu, Node, Offer
+from .hardware import Gpu, Node, Offer, Tier
+from .prices import read_prices
 from .request import Request
 from .units import GBIT_BYTES, GIB
 
@@ -45,28 +47,66 @@ def parse_gpus(text: str) -> tuple[tuple[str, ...], int | None]:
 
 
 def offers_for(request: Request) -> tuple[Offer, ...]:
-    """Priced nodes of a request.
+    """Priced nodes of a request: the user's own, or those of the price list, else of the built-in offers.
 
     Raises:
-        InputError: the catalog has none.
+        InputError: there is no price of this kind.
     """
-    if request.price_usd_per_gpu_hour is not None:
-        return (_own_machines(request, request.price_usd_per_gpu_hour),)
-    found = catalog.select_offers(request.gpus, tier=request.tier, cloud=request.cloud, region=request.region)
+    if request.owns:
+        return (_own_machines(request),)
+    among = None if request.prices is None else read_prices(request.prices)
+    found = catalog.select_offers(
+        request.gpus, tier=request.tier, cloud=request.cloud, region=request.region, among=among
+    )
     if not found:
-        what = " ".join(filter(None, (",".join(request.gpus), request.tier.value, request.cloud, request.region)))
-        raise InputError(
-            f"offers: the catalog has none for {what}; see trainplan offers list; "
-            f"state your own price with --price USD_PER_GPU_HOUR"
-        )
-    return tuple(replace(offer, node=_completed(offer.node, request)) for offer in found)
+        raise InputError(_no_price(request))
+    nodes: dict[Node, Node] = {}
+    return tuple(_stated(offer, request, nodes) for offer in _cheapest_of_each(found))
 
 
-def _own_machines(request: Request, price: float) -> Offer:
-    per_node = request.gpus_per_node or min(OWN_GPUS_PER_NODE, request.gpu_count or request.max_gpus)
+def _no_price(request: Request) -> str:
+    """Why there is no offer, and how to bring one."""
+    what = " ".join(filter(None, (",".join(request.gpus), request.tier.value, request.cloud, request.region)))
+    if request.prices is not None:
+        return f"{request.prices}: no price for {what}; see trainplan offers list --prices {request.prices}; add a row"
+    why = "" if request.tier in (Tier.ON_DEMAND, Tier.SPOT) else f", whose sources state no {request.tier.value} price"
+    return (
+        f"offers: the catalog has none for {what}{why}; see trainplan offers list; "
+        f"state your own with --prices FILE or --price USD_PER_GPU_HOUR"
+    )
+
+
+def _cheapest_of_each(offers: Sequence[Offer]) -> tuple[Offer, ...]:
+    """Of one machine under the same terms the cheapest region alone: no other can be part of a cheaper plan."""
+    least: dict[object, Offer] = {}
+    for offer in offers:
+        node = offer.node
+        shape = (node.gpu.name, node.gpus, node.host_memory_bytes, node.vcpus, node.nvme_bytes)
+        key = (offer.name, offer.terms, shape, node.internode_bytes_per_s, node.fabric)
+        if key not in least or offer.usd_per_hour < least[key].usd_per_hour:
+            least[key] = offer
+    return tuple(least.values())
+
+
+def _own_machines(request: Request) -> Offer:
+    per_node, own = request.gpus_per_node or min(OWN_GPUS_PER_NODE, request.gpu_count or request.max_gpus), None
+    price = request.price_usd_per_gpu_hour
+    if price is None:
+        own = request.ownership
+        assert own is not None, "the request has checked that one of both is there"
+        price = own.usd_per_node_hour / per_node
     gpu = on_a_desktop(catalog.find_gpu(request.gpus[0]), per_node)
     offer = catalog.owned_offer(gpu, gpus_per_node=per_node, usd_per_gpu_hour=price)
-    return replace(offer, node=_completed(offer.node, request))
+    return _stated(replace(offer, source=own.text() if own else offer.source), request, {})
+
+
+def _stated(offer: Offer, request: Request, nodes: dict[Node, Node]) -> Offer:
+    """The offer with what the user states; offers of one node share the completed one, since caches are keyed by it."""
+    node = nodes.get(offer.node) or nodes.setdefault(offer.node, _completed(offer.node, request))
+    if request.storage_gib is None and request.egress_gib is None:
+        return replace(offer, node=node)
+    terms = replace(offer.terms, storage_gib=request.storage_gib, egress_gib=request.egress_gib)
+    return replace(offer, node=node, terms=terms)
 
 
 def _completed(node: Node, request: Request) -> Node:
@@ -76,6 +116,8 @@ def _completed(node: Node, request: Request) -> Node:
         node = replace(node, host_memory_bytes=int(ram * GIB))
     if net is not None and node.internode_bytes_per_s is None:
         node = replace(node, internode_bytes_per_s=net * GBIT_BYTES)
+    if request.fabric is not None and node.fabric is None:
+        node = replace(node, fabric=request.fabric)
     return node
 
 
@@ -84,8 +126,10 @@ def makes_up(node: Node, gpus: int) -> bool:
     return gpus == node.gpus or (gpus % node.gpus == 0 and node.internode_bytes_per_s is not None)
 
 
-def machine_for(request: Request, gpus: int, preferred: str = "") -> Offer:
-    """The preferred offer, else the cheapest, whose nodes make up exactly so many GPUs.
+def machines_for(request: Request, gpus: int, preferred: str = "") -> tuple[Offer, ...]:
+    """Offers whose nodes make up exactly so many GPUs and one of which is the cheapest: the preferred one alone.
+
+    Of those billed pro rata only that with the lowest rate can be; of the others the bill must tell.
 
     Raises:
         InputError: no offer does; several nodes need a network that somebody knows.
@@ -98,8 +142,11 @@ def machine_for(request: Request, gpus: int, preferred: str = "") -> Offer:
             f"--gpus {gpus}x{request.gpus[0]}: no offer makes up that count, its nodes have {sizes} GPUs, and several "
             f"nodes need a known network; state your own machines with --price, --gpus-per-node and --internode-gbps"
         )
-    kept = next((offer for offer in fitting if offer.name == preferred), None)
-    return kept or min(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))
+    if kept := next((offer for offer in fitting if offer.name == preferred), None):
+        return (kept,)
+    by_rate = sorted(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))
+    plain = [offer for offer in by_rate if offer.terms.states_nothing]
+    return (*plain[:1], *(offer for offer in by_rate if not offer.terms.states_nothing))
 
 
 GEFORCE = re.compile(r"RTX-\d0[789]0")  # full names of the catalog: RTX-3090-24GB

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .candidate import Candidate, Constraint, constraints
+from .candidate import Candidate, Constraint, constraints, cost_band
 from .compute import model_flops_per_token
 from .emit.deepspeed import ds_config
 from .evaluate import evaluate
 from .ledger import Device, Entry, Ledger
 from .memory import GpuMemory, StoreMemory
+from .price_rows import bill_document, network_text, origin, price_assumptions, price_facts, price_warnings
 from .program import Certificate
 from .request import Request
 from .run_lines import run_assumptions, run_document
-from .time import StepTime
+from .time import StepTime, rests_on, step_seconds
 from .transform import Stack
-from .units import GIB, usd
+from .units import GIB
 from .workload import Method
 
 SCHEMA_VERSION = 1
@@ -182,11 +183,7 @@ def decision(c: Candidate) -> dict[str, Any]:
         "hours": c.cost.hours,
         "cost_usd": c.cost.usd,
         "gpus_per_node": c.setting.ranks_per_node,
-        "usd_per_node_hour": c.offer.usd_per_hour,
-        "tier": c.offer.tier.value,
-        "region": c.offer.region,
-        "price_date": c.offer.date,
-        "price_source": c.offer.source,
+        **price_facts(c.offer),
     }
 
 
@@ -205,6 +202,9 @@ def summary(c: Candidate) -> dict[str, Any]:
         "checkpointed_layers",
         "hours",
         "cost_usd",
+        "tier",
+        "price_date",
+        "price_flag",
     )
     row = decision(c)
     return {key: row[key] for key in keys} | {"upper_bound_bytes": c.gpu.upper_bound_bytes}
@@ -303,8 +303,12 @@ def time_document(c: Candidate) -> dict[str, Any]:
     """The step's time, split."""
     time: StepTime = c.time
     tokens = c.setting.workload.global_batch * c.setting.workload.seq_len
+    band = step_seconds(time)
     return {
         "step_s": time.step_s,
+        "step_s_low": band.low,
+        "step_s_upper": band.upper,
+        "rests_on": rests_on(time),
         "steps": c.setting.workload.steps,
         "tokens_per_s_per_gpu": tokens / time.step_s / c.gpus,
         "mfu": mfu(c),
@@ -340,15 +344,19 @@ def mfu(c: Candidate) -> float | None:
 
 def cost_document(c: Candidate) -> dict[str, Any]:
     """Dollars and hours."""
+    low, upper = cost_band(c)
     return {
         "usd": c.cost.usd,
+        "usd_low": low.usd,
+        "usd_upper": upper.usd,
         "hours": c.cost.hours,
+        "hours_low": low.hours,
+        "hours_upper": upper.hours,
         "gpu_hours": c.cost.gpu_hours,
         "node_hours": c.cost.node_hours,
         "usd_per_million_tokens": c.cost.usd_per_million_tokens,
-        "usd_per_node_hour": c.offer.usd_per_hour,
-        "price_date": c.offer.date,
-        "price_source": c.offer.source,
+        **price_facts(c.offer),
+        **bill_document(c.offer, c.setting.nodes, c.cost.hours),
         "kwh": c.cost.kwh,
         "kgco2": c.cost.kgco2,
         "run": run_document(c.cost.run, c.setting.workload.run, c.offer.tier),
@@ -384,15 +392,14 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
     rows = request.assumptions(c.setting.model, computation.precision, c.ledger.optimizer.name)
     node = c.offer.node
     ram = "unknown" if node.host_memory_bytes is None else f"{node.host_memory_bytes / GIB:,.0f} GiB"
-    net = "unknown" if node.internode_bytes_per_s is None else f"{node.internode_bytes_per_s * 8 / 1e9:,.0f} Gbit/s"
-    offer = c.offer
     price_rows = [
+        *price_assumptions(request, c.offer),
         (
-            "price",
-            f"{usd(offer.usd_per_hour)} per node-hour, {offer.tier.value}, {offer.region or 'no region'}, {offer.date}",
-            "catalog",
+            "machine",
+            f"{node.gpus} x {node.gpu.full_name}, host RAM {ram}",
+            origin(request),
         ),
-        ("machine", f"{node.gpus} x {node.gpu.full_name}, host RAM {ram}, network between nodes {net}", "catalog"),
+        ("network between nodes", network_text(node), origin(request)),
         ("attention", computation.attention.value, "strategy"),
         (
             "loss",
@@ -411,12 +418,12 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
         value = "in partitions (zero.Init)" if c.ledger.zero_init else built
         price_rows.append(("model built", value, "you" if named else "default"))
     price_rows += run_assumptions(c.setting.workload.run, c.offer.tier)
-    return rows + [{"name": name, "value": value, "from": origin} for name, value, origin in price_rows]
+    return rows + [{"name": name, "value": value, "from": who} for name, value, who in price_rows]
 
 
 def warnings_for(c: Candidate) -> tuple[str, ...]:
     """What a reviewer must know before trusting the plan."""
-    found = []
+    found = price_warnings(c.offer)
     if c.host.capacity_bytes is None:
         found.append(
             f"host RAM of {c.offer.name} is unknown; "

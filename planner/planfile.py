@@ -65,6 +65,9 @@ SHAPE: Mapping[str, Any] = {
     "memory": {"gpu": _STORE, "host": _STORE, "nvme": _STORE},
     "time": {
         "step_s": _NUMBER,
+        "step_s_low?": _NUMBER,
+        "step_s_upper?": _NUMBER,
+        "rests_on?": _ANY,
         "terms": [
             {"name": _TEXT, "seconds_per_step": _NUMBER, "exposed_s": _NUMBER, "limited_by": _TEXT, "source": _TEXT}
         ],

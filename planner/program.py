@@ -12,18 +12,22 @@
         choose[c] in {0, 1};  layers[c] in Z, low[c] choose[c] <= layers[c] <= high[c] choose[c];
         groups[c] in Z, 0 or 1..G[c];  part_s[c, p] >= 0
     Objective
-        dollars = sum over c of usd_fixed[c] choose[c] + usd_per_s[c] sum over p of times[c, p] part_s[c, p];
+        dollars = sum over c of usd_fixed[c] choose[c] + usd_per_s[c] sum over p of times[c, p] part_s[c, p], where
+                  dollars are a line in hours; else billed[c] >= that, billed[c] >= least_usd[c] choose[c];
         ties: seconds, then GPUs, then the simpler stack
     Constraints
         one_plan                 sum over c of choose[c] = 1
         memory[c, r]             fixed choose + per_layer layers + per_group groups <= limit choose
         part[c, p, q]            part_s >= fixed choose + per_layer layers + per_group groups
+        longest[c]               run_s <= longest_s[c] choose[c], where a machine is let for so long only
         budget, deadline         on the sums
         cut[...]                 points the exact ledger has refuted
 
 A row may be a relaxation: a memory row is never above the exact ledger; where layers differ, seconds are a line
 between k = 1 and k = L. The solver proposes, the ledger disposes: refuted points are cut off and the program is solved
-again, so that the answer is optimal for the exact ledger. Bytes are scaled to GiB before the solver sees them.
+again, so that the answer is optimal for the exact ledger. A bill in steps (whole days, a commitment) never falls with
+hours, so a column costs least at its quickest point that is not cut off: least_usd is the bill of that point. Bytes
+are scaled to GiB before the solver sees them.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -103,14 +107,32 @@ class Column:
     parts: tuple[Part, ...]
     usd_fixed: float = 0.0  # whatever a step takes: start-up; below 0 where the bill bends upwards
     run_s_fixed: float = 0.0
+    usd_of_run_s: Callable[[float], float] | None = None  # a bill that is no line in seconds; None: the line
+    longest_s: float = math.inf  # of a run on this machine
 
     def usd(self, step_s: float) -> float:
-        """Dollars of the whole run for a step of so many seconds."""
+        """Dollars of the run for a step of so many seconds."""
+        if self.usd_of_run_s is not None:
+            return self.usd_of_run_s(self.run_s(step_s))
         return self.usd_fixed + self.usd_per_s * step_s
 
     def run_s(self, step_s: float) -> float:
         """Seconds of the whole run for a step of so many seconds."""
         return self.run_s_fixed + self.run_s_per_s * step_s
+
+    def quickest_but(self, refuted: Collection[tuple[int, int]]) -> float:
+        """Seconds of the quickest point that the rows admit and that is not refuted; infinite where there is none."""
+        if not refuted:
+            return math.inf if self.quick is None else self.quick[1]
+        layers = range(self.box.low_layers, self.box.high_layers + 1)
+        points = (
+            (k, g)
+            for g in range(self.box.low_groups, self.box.high_groups + 1)
+            if (least := self._least_layers(g)) is not None
+            for k in layers
+            if k >= least and (k, g) not in refuted
+        )
+        return min((self.step_s(*point) for point in points), default=math.inf)
 
     @cached_property
     def quick(self) -> tuple[tuple[int, int], float] | None:
@@ -337,6 +359,9 @@ def _tied(columns: Sequence[Column], built: _Built, objective: Objective, value:
     if objective is Objective.GPUS:
         return sum(1 for c in columns if c.gpus <= value + TIE) > 1
 
+    if objective is Objective.COST and chosen.usd_of_run_s is not None:
+        return True  # slower points of its own may cost the same
+
     def least(c: Column, step_s: float) -> float:
         return c.usd(step_s) if objective is Objective.COST else c.run_s(step_s)
 
@@ -349,11 +374,17 @@ def _build(columns: Sequence[Column], limits: Limits, cuts: Sequence[Cut]) -> _B
 
     built = _Built(pulp.LpProblem("plan", pulp.LpMinimize))
     problem = built.problem
+    refuted: dict[int, set[tuple[int, int]]] = {}
+    for cut in cuts:
+        refuted.setdefault(cut.key, set()).add((cut.layers, cut.groups))
     costs, seconds = [], []
     for c in columns:
         step = _add_column(built, c)
-        costs.append(c.usd_per_s * step + c.usd_fixed * built.choose[c.key])
-        seconds.append(c.run_s_per_s * step + c.run_s_fixed * built.choose[c.key])
+        costs.append(_dollars(built, c, step, c.quickest_but(refuted.get(c.key, ()))))
+        took = c.run_s_per_s * step + c.run_s_fixed * built.choose[c.key]
+        seconds.append(took)
+        if math.isfinite(c.longest_s):
+            problem += took <= c.longest_s * built.choose[c.key], f"longest_{c.key}"
     problem += pulp.lpSum(built.choose.values()) == 1, "one_plan"
     built.cost, built.run_s = pulp.lpSum(costs), pulp.lpSum(seconds)
     if math.isfinite(limits.budget_usd):
@@ -365,6 +396,18 @@ def _build(columns: Sequence[Column], limits: Limits, cuts: Sequence[Cut]) -> _B
         if cut.key in by_key:
             _add_cut(built, by_key[cut.key], cut, index)
     return built
+
+
+def _dollars(built: _Built, c: Column, step: Any, quickest_s: float) -> Any:
+    """Dollars of a column: a line in its step's seconds, or where it is billed in steps a variable above two bounds."""
+    line = c.usd_per_s * step + c.usd_fixed * built.choose[c.key]
+    if c.usd_of_run_s is None:
+        return line
+    billed = built.problem.add_variable(f"billed_{c.key}", lowBound=0)
+    built.problem += billed >= line, f"billed_{c.key}_line"
+    if math.isfinite(quickest_s):
+        built.problem += billed >= c.usd(quickest_s) * built.choose[c.key], f"billed_{c.key}_least"
+    return billed
 
 
 def _add_column(built: _Built, c: Column) -> Any:
@@ -514,9 +557,14 @@ def shortage(columns: Sequence[Column], limits: Limits) -> Shortage | None:
     costs, seconds = [], []
     for c in columns:
         step = _add_column(built, replace(c, rows=()))
-        costs.append(c.usd_per_s * step + c.usd_fixed * built.choose[c.key])
-        seconds.append(c.run_s_per_s * step + c.run_s_fixed * built.choose[c.key])
+        costs.append(_dollars(built, c, step, c.least_step_s()))
+        took = c.run_s_per_s * step + c.run_s_fixed * built.choose[c.key]
+        seconds.append(took)
         _relax_rows(built, c, slacks)
+        if math.isfinite(c.longest_s):
+            slack = built.problem.add_variable(f"slack_{c.key}_longest", lowBound=0)
+            built.problem += took <= c.longest_s * (built.choose[c.key] + slack), f"longest_{c.key}"
+            slacks.append((c.key, "maximum_hours", c.longest_s, slack))
     built.problem += pulp.lpSum(built.choose.values()) == 1, "one_plan"
     for name, limit, terms in (("budget", limits.budget_usd, costs), ("deadline", limits.deadline_s, seconds)):
         if math.isfinite(limit):

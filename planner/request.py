@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .billing import Ownership
 from .computation import default_targets
 from .errors import InputError
 from .hardware import Tier
 from .model import Model
+from .time.fabrics import fabric_names
 from .units import DAY_S, GIGA, count, duration, usd
 from .workload import Method, Precision, RunOptions, Workload
 
@@ -34,9 +36,24 @@ LARGEST_AMOUNT = {  # of numbers above 0
     "price_usd_per_gpu_hour": 1e4,
     "host_memory_gib": 1e6,
     "internode_gbps": 1e6,
+    "capital_usd_per_node": 1e9,
+    "years": 50.0,
+    "power_kw_per_node": 1e4,
+    "usd_per_kwh": 100.0,
+    "utilization": 1.0,
+    "hosting_usd_per_node_year": 1e8,
+    "storage_gib": 1e12,
+    "egress_gib": 1e12,
     "storage_gbps": 1e6,
     "mtbf_gpu_hours": 1e9,
 }
+FLAGS = {  # options whose names differ from the request's
+    "price_usd_per_gpu_hour": "price",
+    "capital_usd_per_node": "capital",
+    "power_kw_per_node": "power-kw",
+    "hosting_usd_per_node_year": "hosting-usd",
+}
+OWNED = ("capital_usd_per_node", "years", "power_kw_per_node", "usd_per_kwh", "pue", "utilization")
 RANGES = {"pue": (1.0, 3.0), "grid_kgco2_per_kwh": (0.0, 3.0)}
 CHEAPEST = "cheapest"  # --budget without a value
 
@@ -53,9 +70,19 @@ class Request:
     region: str | None = None
     tier: Tier = Tier.ON_DEMAND
     price_usd_per_gpu_hour: float | None = None
+    prices: str | None = None  # a price list in place of the built-in offers
+    capital_usd_per_node: float | None = None  # of the user's own machines, as the next six
+    years: float | None = None
+    power_kw_per_node: float | None = None
+    usd_per_kwh: float | None = None
+    utilization: float | None = None
+    hosting_usd_per_node_year: float | None = None
+    storage_gib: float | None = None  # kept while the run lasts
+    egress_gib: float | None = None  # moved out of the cloud
     gpus_per_node: int | None = None  # of the user's own machines
     host_memory_gib: float | None = None  # of a node, where the catalog does not know it
     internode_gbps: float | None = None  # Gbit/s of a node, where the catalog does not know it
+    fabric: str | None = None  # what joins nodes, where the catalog does not know it
     tokens: int = DEFAULT_TOKENS
     seq_len: int = DEFAULT_SEQ_LEN
     global_batch: int | None = None
@@ -102,6 +129,18 @@ class Request:
             return tuple(m for m in Method if m in self.methods)
         return tuple(Method) if self.budget is not None else (Method.FULL,)
 
+    @property
+    def ownership(self) -> Ownership | None:
+        """What the user's own machines cost; None where their figures are not given."""
+        if any(getattr(self, name) is None for name in OWNED):
+            return None
+        return Ownership(**{name: getattr(self, name) for name in (*OWNED, "hosting_usd_per_node_year")})
+
+    @property
+    def owns(self) -> bool:
+        """Whether the machines are the user's own: at a price, or at what they cost."""
+        return self.price_usd_per_gpu_hour is not None or self.ownership is not None
+
     def workload(self, model: Model) -> Workload:
         """The job itself."""
         run = RunOptions(
@@ -133,16 +172,25 @@ class Request:
                 found.append(
                     f"--{name.replace('_', '-')}: out of range, got {value:,}; allowed are 1 to {largest:,}; change it"
                 )
-        for name, most in LARGEST_AMOUNT.items():
+        for name, largest_float in LARGEST_AMOUNT.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value <= most:
-                flag = name.removesuffix("_usd_per_gpu_hour").replace("_", "-")
-                found.append(f"--{flag}: out of range, got {value:g}; allowed is above 0 up to {most:,.0f}; change it")
+            if value is not None and not 0 < value <= largest_float:
+                found.append(
+                    f"--{flag(name)}: out of range, got {value:g}; allowed is above 0 up to {largest_float:,.0f}; "
+                    f"change it"
+                )
+        if self.fabric is not None and self.fabric not in (known := fabric_names()):
+            found.append(f"--fabric: no such network, got {_shown(self.fabric)}; allowed are {', '.join(known)}")
+        if self.prices is not None and not (self.prices.strip() and self.prices.isprintable()):
+            found.append(
+                f"--prices: not a file's name, got {_shown(self.prices)}; a TOML or CSV file is needed; give it"
+            )
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                flag = name.replace("_", "-")
-                found.append(f"--{flag}: out of range, got {value:g}; allowed is {least:g} to {most:g}; change it")
+                found.append(
+                    f"--{flag(name)}: out of range, got {value:g}; allowed is {least:g} to {most:g}; change it"
+                )
         every = self.checkpoint_every_s
         if every is not None and not 1 <= every <= LONGEST_S:
             found.append(f"--checkpoint-every: out of range, got {every:g} s; allowed are 1 s to 3650d; change it")
@@ -167,12 +215,7 @@ class Request:
                 f"--global-batch {self.sequences}: not micro-batch x {self.gpu_count} GPUs x n; "
                 f"use for example --global-batch {near}"
             )
-        if self.price_usd_per_gpu_hour is not None and self.gpus == ("any",):
-            found.append("--price: needs to know your GPUs, got --gpus any; name one type with --gpus")
-        if self.price_usd_per_gpu_hour is not None and len(self.gpus) > 1:
-            found.append(f"--price: one price for {len(self.gpus)} GPU types; name one type with --gpus")
-        if self.price_usd_per_gpu_hour is not None and (self.cloud or self.region or "tier" in self.given):
-            found.append("--price: your own machines have no cloud, region or tier; drop --cloud, --region and --tier")
+        found += self._own_machines()
         if (self.eval_every is None) != (self.eval_tokens is None):
             given, missing = ("every", "tokens") if self.eval_tokens is None else ("tokens", "every")
             found.append(f"--eval-{given}: needs --eval-{missing} too, which is not given; give both or neither")
@@ -180,6 +223,38 @@ class Request:
             found.append(
                 f"--tokens {self.tokens:,}: less than one global batch of {self.sequences} x {self.seq_len:,}; "
                 f"lower --global-batch"
+            )
+        return found
+
+    def _own_machines(self) -> list[str]:
+        """What is wrong with the price of the user's own machines."""
+        stated = [n for n in (*OWNED, "hosting_usd_per_node_year") if n != "pue" and getattr(self, n) is not None]
+        missing = [f"--{flag(name)}" for name in OWNED if getattr(self, name) is None]
+        priced = self.price_usd_per_gpu_hour is not None
+        if priced and stated:
+            return [f"--price: contradicts --{flag(stated[0])}; give your price, or what your machines cost"]
+        if stated and missing:
+            return [
+                f"--{flag(stated[0])}: your own machines cost more than that, and nothing of it is free; "
+                f"missing are {', '.join(missing)}; give them, or --price USD_PER_GPU_HOUR"
+            ]
+        if self.tier is Tier.OWNED and not self.owns:
+            return [
+                "--tier owned: nobody else knows what your machines cost; give --price USD_PER_GPU_HOUR, or "
+                + ", ".join(f"--{flag(name)}" for name in OWNED)
+            ]
+        if not self.owns:
+            return []
+        what, found = "--price" if priced else "--capital", []
+        if self.gpus == ("any",):
+            found.append(f"{what}: needs to know your GPUs, got --gpus any; name one type with --gpus")
+        if len(self.gpus) > 1:
+            found.append(f"{what}: one price for {len(self.gpus)} GPU types; name one type with --gpus")
+        other_tier = "tier" in self.given and self.tier is not Tier.OWNED
+        if self.cloud or self.region or other_tier or self.prices is not None:
+            found.append(
+                f"{what}: your own machines have no cloud, region, tier or price list; "
+                f"drop --cloud, --region, --tier and --prices"
             )
         return found
 
@@ -208,7 +283,7 @@ class Request:
             ("budget", usd(self.budget_usd) if math.isfinite(self.budget_usd) else "no limit", "budget"),
             ("precision", precision.value, "precision"),
             ("optimizer", optimizer, "optimizer"),
-            ("tier", self.tier.value, "tier"),
+            ("tier", Tier.OWNED.value if self.owns else self.tier.value, "tier"),
             ("GPUs at most", f"{self.max_gpus:,}", "max_gpus"),
             (
                 "adapters (LoRA, QLoRA)",
@@ -219,6 +294,15 @@ class Request:
         return [
             {"name": name, "value": text, "from": "you" if key in self.given else "default"} for name, text, key in rows
         ]
+
+
+def flag(name: str) -> str:
+    """The option of a field, without its dashes.
+
+    >>> flag("capital_usd_per_node"), flag("usd_per_kwh")
+    ('capital', 'usd-per-kwh')
+    """
+    return FLAGS.get(name, name.replace("_", "-"))
 
 
 def request_from(document: Mapping[str, Any], *, where: str) -> Request:
@@ -256,10 +340,12 @@ def _check_types(request: Request) -> None:
             raise ValueError(f"{name} is {_shown(value)}, not a number above 0")
     if not (request.grid_kgco2_per_kwh in (None, 0) or _is_amount(request.grid_kgco2_per_kwh)):
         raise ValueError(f"grid_kgco2_per_kwh is {_shown(request.grid_kgco2_per_kwh)}, not a number from 0 on")
-    for name in ("cloud", "region", "nvme_path"):
+    for name in ("cloud", "region", "fabric", "prices", "nvme_path"):
         value = getattr(request, name)
         if not ((value is None and name != "nvme_path") or isinstance(value, str)):
             raise ValueError(f"{name} is {_shown(value)}, not a text")
+    if request.prices is not None and not request.prices.isprintable():
+        raise ValueError(f"prices is {_shown(request.prices)}, not a file's name")
     if not (request.budget in (None, CHEAPEST) or _is_amount(request.budget)):
         raise ValueError(f"budget is {_shown(request.budget)}, not an amount")
 

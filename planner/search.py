@@ -11,18 +11,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from .billing import bill_usd
 from .bounds import compute_only_s, folded, traffic_bound_s
 from .candidate import Candidate, assess
 from .checkpoint import Checkpoint, checkpoint
 from .columns import admitted_groups, box_of, corners_of, gpu_rows, parts_of, store_rows
 from .cost import Line, least_line, tangent
 from .family import Family
-from .hardware import Node, Offer
+from .hardware import Offer
 from .memory import gpu_fits, host_memory, nvme_memory
 from .program import TIE, Box, Column, Part, Row
 from .run import LEAST_PROGRESS
 from .time import refusal
 from .transform import Setting
+from .units import HOUR_S
 from .workload import Method, Precision, Workload
 
 LARGEST_MICRO_BATCH = 64  # sequences; beyond, matmuls gain nothing and memory always binds
@@ -93,9 +95,9 @@ def explore(
 ) -> Space:
     """Every column that batch, fabric and strategy admit and that could still be the best of its method.
 
-    On given nodes of a given offer, dollars and hours are both proportional to the step's seconds, so under any budget
-    or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its method has no
-    more GPUs and is at least as cheap and as quick as the column's lower bounds.
+    On given nodes of a given offer, hours are proportional to the step's seconds and dollars never fall with them, so
+    under any budget or deadline the quickest column of a method wins. A column is dropped when a confirmed point of its
+    method has no more GPUs and is at least as cheap and as quick as the column's lower bounds.
     """
     space = Space()
     by_method = {method: [f for f in families if f.method is method] for method in methods_in(families)}
@@ -166,19 +168,32 @@ def _shapes(workload: Workload, offers: Sequence[Offer], demand: Demand, space: 
             space.dropped[reason] += 1
             continue
         machine = (node.gpu.name, node.gpus, node.vcpus, node.internode_bytes_per_s, node.fabric)
-        for nodes in _node_counts(workload, node, demand, space):
+        for nodes in _node_counts(workload, offer, demand, space):
             same = machine if nodes > 1 else machine[:3]
             shapes.setdefault((nodes, node.gpus), {}).setdefault(same, []).append(offer)
     return shapes
 
 
-def _node_counts(workload: Workload, node: Node, demand: Demand, space: Space) -> Iterator[int]:
+def _not_let(offer: Offer, nodes: int) -> str:
+    """Why so many nodes are not let; empty where they are."""
+    least, most = offer.terms.minimum_nodes, offer.terms.maximum_nodes
+    if nodes < least:
+        return f"fewer than the {least} nodes that {offer.name} is let in at least"
+    if most is not None and nodes > most:
+        return f"more than the {most} nodes that {offer.name} is let in at most"
+    return ""
+
+
+def _node_counts(workload: Workload, offer: Offer, demand: Demand, space: Space) -> Iterator[int]:
+    node = offer.node
     largest = min(demand.max_gpus, demand.gpus or demand.max_gpus, workload.global_batch) // node.gpus
     for nodes in range(1, largest + 1):
         ranks = nodes * node.gpus
         if (demand.gpus and ranks != demand.gpus) or (demand.nodes and nodes != demand.nodes):
             continue
-        if workload.global_batch % ranks:
+        if reason := _not_let(offer, nodes):
+            space.dropped[reason] += 1
+        elif workload.global_batch % ranks:
             space.dropped["global batch not divisible by the number of GPUs"] += 1
         elif nodes > 1 and node.internode_bytes_per_s is None:
             space.dropped["several nodes, but the offer's network is unknown (--internode-gbps states it)"] += 1
@@ -218,6 +233,12 @@ def _seconds_to_beat(space: Space, group: Group, offer: Offer) -> float:
     known = (p for p in space.confirmed.get(group.method, ()) if p.gpus <= gpus)
     beaten = (max((p.usd - line.usd) / line.usd_per_s, (p.run_s - line.run_s) / line.run_s_per_s) for p in known)
     return min(beaten, default=math.inf)
+
+
+def longest_stay_s(offer: Offer) -> float:
+    """Seconds that a machine is let for at most; infinite where there is no limit."""
+    hours = offer.terms.maximum_hours
+    return math.inf if hours is None else hours * HOUR_S
 
 
 def _add(space: Space, setting: Setting, family: Family, offers: Sequence[Offer], quickest: list[float]) -> bool:
@@ -306,6 +327,8 @@ def _add_column(
         box=box,
         rows=rows,
         parts=parts,
+        usd_of_run_s=None if offer.terms.is_plain else (lambda run_s: bill_usd(offer, setting.nodes, run_s / HOUR_S)),
+        longest_s=longest_stay_s(offer),
     )
     seconds = shape.quick[1] if shape.quick else shape.least_step_s()
     bill = tangent(setting.workload, offer, setting.nodes, saved, seconds)
@@ -319,13 +342,15 @@ def _add_column(
     (layers, groups), _ = shape.quick
     space.considered += 1
     floor = least_line(setting.workload, offer, setting.nodes)
-    known = Known(gpus=shape.gpus, usd=bill.usd_at(seconds), run_s=bill.run_s_at(seconds))
+    column = _billed(shape, bill)
+    known = Known(gpus=shape.gpus, usd=column.usd(seconds), run_s=column.run_s(seconds))
     as_good_s = (known.run_s - floor.run_s) / floor.run_s_per_s  # a step that would take as long with nothing written
     if as_good_s > quickest[index] * (1 + TIE):
         return
     space.points.append(point)
-    space.columns.append(_billed(shape, bill))
-    if as_good_s < quickest[index] and _fits(space, shape.key, layers, groups):
+    space.columns.append(column)
+    admitted = known.run_s <= column.longest_s
+    if admitted and as_good_s < quickest[index] and _fits(space, shape.key, layers, groups):
         quickest[index] = as_good_s
         space.confirmed.setdefault(point.family.method, []).append(known)
 

@@ -22,3 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be rewritten instead of compared."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prices are as old as on 25 November 2026, whenever the tests run."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1795564800")

@@ -17,6 +17,19 @@ from trainplan.cli.page import commands, page
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORTS = ["__version__", "estimate", "load_model", "plan", "trace", "validate"]
+PRICES = [
+    "--prices",
+    "--price",
+    "--capital",
+    "--years",
+    "--power-kw",
+    "--usd-per-kwh",
+    "--pue",
+    "--utilization",
+    "--hosting-usd",
+    "--storage-gib",
+    "--egress-gib",
+]
 PLAN = [
     "--model",
     "--params",
@@ -33,12 +46,12 @@ PLAN = [
     "--cloud",
     "--region",
     "--tier",
-    "--price",
     "--gpus-per-node",
     "--host-memory-gib",
     "--internode-gbps",
     "--max-gpus",
     "--nodes",
+    *PRICES,
     "--budget",
     "--deadline",
     "--method",
@@ -76,10 +89,10 @@ OPTIONS = {
         "--cloud",
         "--region",
         "--tier",
-        "--price",
         "--gpus-per-node",
         "--host-memory-gib",
         "--internode-gbps",
+        *PRICES,
         "--method",
         "--zero",
         "--micro-batch",
@@ -111,6 +124,7 @@ OPTIONS = {
         "--offload-optimizer",
         "--offload-parameters",
         "--checkpointing",
+        "--prices",
         "--json",
     ],
     "trainplan trace": [
@@ -144,9 +158,12 @@ OPTIONS = {
     "trainplan gpus search": ["--json"],
     "trainplan gpus show": ["--json"],
     "trainplan offers": [],
-    "trainplan offers list": ["--gpu", "--cloud", "--region", "--tier", "--rejected", "--json"],
-    "trainplan offers search": ["--json"],
-    "trainplan offers show": ["--json"],
+    "trainplan offers list": ["--gpu", "--cloud", "--region", "--tier", "--rejected", "--prices", "--csv", "--json"],
+    "trainplan offers search": ["--prices", "--json"],
+    "trainplan offers show": ["--prices", "--json"],
+    "trainplan offers import": [],
+    "trainplan offers import skypilot": ["--from", "--out", "--force", "--json"],
+    "trainplan offers import gpuhunt": ["--from", "--out", "--force", "--json"],
     "trainplan completion": [],
 }
 ONE_GPU = ["--model", "SmolLM2-135M", "--gpus", "1xh100", "--tokens", "10M"]

@@ -99,3 +99,31 @@ def _write_beside(path: Path, text: str, beside: dict[str, Path]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.chmod(name, 0o644)
+
+
+def write_new(path: Path, text: str, *, force: bool = False) -> None:
+    """Write one file whole or not at all; never over another, but where that is asked for.
+
+    Raises:
+        InputError: it is there already, or cannot be written.
+    """
+    beside: dict[str, Path] = {}
+    try:
+        if path.is_dir():
+            raise InputError(f"--out {str(path)[:200]}: a folder; a file's name is needed; choose another --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_beside(path, text, beside)
+        (temporary,) = beside
+        if force:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)  # fails where something is there, and leaves it alone
+    except FileExistsError:
+        raise InputError(f"--out {str(path)[:200]}: is there already; choose another --out, or add --force") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {str(path)[:200]}: cannot write, {reason}; choose another --out") from None
+    finally:
+        for name in beside:
+            with contextlib.suppress(OSError):
+                os.unlink(name)

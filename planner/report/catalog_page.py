@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from ..billing import PLAIN
 from ..catalog import gpus, offers, rejected_offers, usd_per_gpu_hour
 from ..catalog_files import EFFICIENCY, Rejected
 from ..hardware import Gpu, Offer
+from ..staleness import age_days, flag
 from ..units import GIB, GIGA, TERA
 from .table import markdown_table, table
 
 UNKNOWN = "unknown"
 NONE = "none"
 GPU_HEADER = ("name", "full name", "memory GiB", "bf16 TFLOP/s", "achieved", "memory GB/s", "link", "link GB/s")
-OFFER_HEADER = ("offer", "GPUs", "tier", "USD/GPU-h", "USD/h", "region", "host GiB", "NVMe TB", "net Gbit/s", "date")
+OFFER_HEADER = (
+    "offer",
+    "GPUs",
+    "tier",
+    "USD/GPU-h",
+    "USD/h",
+    "region",
+    "host GiB",
+    "NVMe TB",
+    "net Gbit/s",
+    "billing",
+    "date",
+    "age",
+)
 REJECTED_HEADER = ("offer", "GPU", "part", "USD/h", "reason", "date")
 GBIT_PER_BYTE_S = 8 / GIGA
 
@@ -67,8 +82,22 @@ def offer_row(offer: Offer) -> tuple[str, ...]:
         number(node.host_memory_bytes, GIB),
         number(node.nvme_bytes, TERA),
         number(node.internode_bytes_per_s, 1 / GBIT_PER_BYTE_S),
+        "pro rata" if offer.terms == PLAIN else offer.terms.text(),
         offer.date,
+        price_age(offer),
     )
+
+
+def price_age(offer: Offer) -> str:
+    """Days since the price's date, and whether that is too many; or that nobody knows.
+
+    >>> [price_age(o) for o in offers() if o.name == "aws/p5.48xlarge"]
+    ['undated', 'undated']
+    """
+    days, said = age_days(offer.date), flag(offer.date)
+    if days is None:
+        return said or "yours"
+    return f"{days} days" + (", old" if said else "")
 
 
 def rejected_row(row: Rejected) -> tuple[str, ...]:
@@ -86,7 +115,9 @@ def offer_record(offer: Offer) -> dict[str, object]:
     """One offer for JSON: base units in the names, null is unknown; the accelerator by name."""
     node = {**{key: getattr(offer.node, key) for key in offer.node.__slots__}, "gpu": offer.node.gpu.name}
     own = {key: getattr(offer, key) for key in offer.__slots__ if key != "node"}
-    return {**own, "tier": offer.tier.value, "usd_per_gpu_hour": usd_per_gpu_hour(offer), **node}
+    age = {"age_days": age_days(offer.date), "price_flag": flag(offer.date)}
+    price = {"tier": offer.tier.value, "usd_per_gpu_hour": usd_per_gpu_hour(offer), "terms": asdict(offer.terms)}
+    return {**own, **price, **age, **node}
 
 
 def rejected_record(row: Rejected) -> dict[str, object]:
@@ -127,8 +158,11 @@ def offer_details(offer: Offer) -> str:
     """Every figure of an offer with its source and date."""
     node = offer.node
     rows = (
-        ("price", f"{offer.usd_per_hour:.4f} USD/h for the node, {usd_per_gpu_hour(offer):.4f} per GPU"),
+        ("price", f"{offer.usd_per_hour:.4f} {offer.currency}/h for the node, {usd_per_gpu_hour(offer):.4f} per GPU"),
         ("tier", offer.tier.value),
+        ("billing", offer.terms.text() + (f" [{offer.terms.source}]" if offer.terms.source else "")),
+        ("storage", _rate_usd(offer.terms.storage_usd_per_gib_month, "per GiB-month")),
+        ("egress", _rate_usd(offer.terms.egress_usd_per_gib, "per GiB")),
         ("region", offer.region),
         ("GPUs", f"{node.gpus} x {node.gpu.name} ({node.gpu.full_name})"),
         ("processors", number(node.vcpus)),
@@ -140,9 +174,14 @@ def offer_details(offer: Offer) -> str:
         ),
         ("source", offer.source),
         ("date", offer.date),
+        ("age", price_age(offer)),
         ("note", offer.notes or "none"),
     )
     return f"{offer.name}\n" + "\n".join(f"  {name:<12} {value}" for name, value in rows)
+
+
+def _rate_usd(rate: float | None, per: str) -> str:
+    return UNKNOWN if rate is None else f"{rate:g} USD {per}"
 
 
 def page() -> str:
@@ -162,8 +201,9 @@ def _gpu_section(numbers: dict[str, int]) -> str:
 
 def _offer_section(numbers: dict[str, int]) -> str:
     ordered = sorted(offers(), key=lambda o: (o.node.gpu.name, o.tier.value, usd_per_gpu_hour(o), o.name))
-    rows = [(*offer_row(o), o.notes, _numbered((o.source,), numbers)) for o in ordered]
-    return f"## Offers\n\n{markdown_table((*OFFER_HEADER, 'remarks', 'source'), rows)}"
+    # without the last column: a page is no older tomorrow
+    rows = [(*offer_row(o)[:-1], o.notes, _numbered((o.source,), numbers)) for o in ordered]
+    return f"## Offers\n\n{markdown_table((*OFFER_HEADER[:-1], 'remarks', 'source'), rows)}"
 
 
 def _rejected_section(numbers: dict[str, int]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from ..terms_files import constant
 from ..units import duration, usd
 from .table import table
-from .words import METHODS, Document, brief, hours, shortened
+from .words import METHODS, OLD_PRICES, Document, brief, hours, shortened, starred
 
 SAME = ("gpus", "gpu", "offer", "method", "strategies", "micro_batch", "checkpointed_layers")
 HEADER = ("GPUs", "time", "cost", "offer", "strategy")
@@ -21,7 +22,11 @@ def alternatives_text(plan: Document) -> str:
     rows = [_alternative(a, plan["decision"], notes) for a in found]
     shown = table(rows, header=("", *HEADER), align="llrrll", indent="  ")
     return "\n".join(
-        (f"Alternatives within the deadline\n{shown}", *(f"  [{n}] {note}" for n, note in enumerate(notes, 1)))
+        (
+            f"Alternatives within the deadline\n{shown}",
+            *(f"  [{n}] {note}" for n, note in enumerate(notes, 1)),
+            *_old_prices(found),
+        )
     )
 
 
@@ -34,7 +39,13 @@ def _alternative(row: Document, decision: Document, notes: Sequence[str]) -> tup
 
 
 def _plan_cells(row: Document) -> tuple[str, ...]:
-    return f"{row['gpus']} x {row['gpu']}", hours(row), usd(row["cost_usd"]), shortened(row["offer"])
+    return f"{row['gpus']} x {row['gpu']}", hours(row), usd(row["cost_usd"]), shortened(row["offer"]) + starred(row)
+
+
+def _old_prices(rows: Iterable[Document]) -> tuple[str, ...]:
+    """What a star means, where one is printed."""
+    old = any("price_date" in row and starred(row) for row in rows)
+    return (OLD_PRICES.format(days=constant("stale_after_days").value),) if old else ()
 
 
 def frontier_text(plan: Document) -> str:
@@ -49,9 +60,8 @@ def frontier_text(plan: Document) -> str:
         (*_plan_cells(row)[:3], more, _plan_cells(row)[3], brief(row)) for row, more in zip(rows, dearer, strict=True)
     ]
     header = (*HEADER[:3], "a day sooner", *HEADER[3:])
-    return f"{title}\n  the deadline is {duration(deadline)}{origin}\n" + table(
-        cells, header=header, align="lrrrll", indent="  "
-    )
+    shown = table(cells, header=header, align="lrrrll", indent="  ")
+    return "\n".join((title, f"  the deadline is {duration(deadline)}{origin}", shown, *_old_prices(rows)))
 
 
 def _day_sooner(before: Document, row: Document) -> str:

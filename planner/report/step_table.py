@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..units import HOUR_S, duration, usd
 from .table import apportioned, table
@@ -54,7 +55,7 @@ def step_text(time: Document) -> str:
     total = ("one optimizer step", "", f"{time['step_s'] / tenth_s / 10:,.1f}", "", "")
     header = ("", f"busy {unit}", f"adds {unit}", "share", "limited by")
     lines = table(rows, header=header, footer=total, align="lrrrl", indent="  ")
-    return f"Step time: {_rates(time)}\n{lines}"
+    return f"Step time: {_rates(time)}\n{lines}\n{_grounds(time)}"
 
 
 def _row(term: Term, tenths: int, tenth_s: float, step_s: float) -> tuple[str, ...]:
@@ -62,6 +63,17 @@ def _row(term: Term, tenths: int, tenth_s: float, step_s: float) -> tuple[str, .
     busy = max(tenths, round(term.busy_s / tenth_s))
     share = f"{term.exposed_s / step_s:.1%}"
     return term.name, f"{busy / 10:,.1f}", f"{tenths / 10:,.1f}", share, ", ".join(term.limited_by)
+
+
+def _grounds(time: Document) -> str:
+    """How the figures behind the step are known, and what is most doubtful of it."""
+    shares = ", ".join(f"{share:.0%} {kind}" for kind, share in time["rests_on"].items() if share >= SMALLEST_SHARE)
+    return (
+        f"  8 of 10 runs: {duration(time['step_s_low'])} to {duration(time['step_s_upper'])}; rests on figures {shares}"
+    )
+
+
+SMALLEST_SHARE = 0.005
 
 
 def _rates(time: Document) -> str:
@@ -74,11 +86,24 @@ def bill_text(time: Document, cost: Document, nodes: int) -> str:
     computing_h = time["steps"] * time["step_s"] / HOUR_S
     lost = 1 - computing_h / cost["hours"]
     digits = 2 if time["step_s"] < IN_MILLISECONDS_S else 1
-    rate, run_h = usd(cost["usd_per_node_hour"]), f"{cost['hours']:,.1f} h"
+    run_h = f"{cost['hours']:,.1f} h"
     return (
         f"Time and money\n"
         f"  {time['steps']:,} steps x {time['step_s']:,.{digits}f} s = {computing_h:,.1f} h of training; "
         f"with {lost:.1%} for all that surrounds it {run_h}\n"
-        f"  {run_h} x {nodes} node{'s' if nodes > 1 else ''} x {rate} per node-hour = {usd(cost['usd'])}; "
-        f"{cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens"
+        f"{_charged(cost, nodes, run_h)}; "
+        f"{cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens\n"
+        f"  8 of 10 runs: {cost['hours_low']:,.1f} to {cost['hours_upper']:,.1f} h, "
+        f"{usd(cost['usd_low'])} to {usd(cost['usd_upper'])}"
     )
+
+
+def _charged(cost: Mapping[str, Any], nodes: int, run_h: str) -> str:
+    """Hours times nodes times the rate; line by line where more than that is charged."""
+    if len(cost["bill"]) == 1:
+        plural, rate = "s" if nodes > 1 else "", usd(cost["usd_per_node_hour"])
+        upfront = ", paid upfront" if cost["upfront_usd"] else ""
+        return f"  {run_h} x {nodes} node{plural} x {rate} per node-hour = {usd(cost['usd'])}{upfront}"
+    lines = "\n".join(f"  {line['label']}: {usd(line['usd'])}" for line in cost["bill"])
+    upfront = f", of which {usd(cost['upfront_usd'])} upfront" if cost["upfront_usd"] else ""
+    return f"{lines}\n  in all {usd(cost['usd'])}{upfront}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
+from ..staleness import flag
 from ..units import HOUR_S, count, duration, gib, usd
 from .memory_tables import memory_text
 from .plan_tables import alternatives_text, frontier_text
@@ -13,6 +14,7 @@ from .step_table import bill_text, step_text
 from .table import table
 from .words import Document, batch, hours, machines, method_name, phase_name, price, strategy
 
+ASSUMED_WIDTH = 80  # of a value, between its name and who said so
 FACT_WIDTH = 104  # characters, so that a line with its name stays within 120
 NO_LIMIT_BINDS = "no limit is close: the price of the computation decides"
 
@@ -72,7 +74,12 @@ def _numbered(lines: Iterable[str]) -> Iterable[tuple[bool, str]]:
 
 def assumptions_table(rows: Iterable[Document]) -> str:
     """What the answer rests on and who said so."""
-    return table([(a["name"], a["value"], f"({a['from']})") for a in rows], align="lll", indent="  ")
+    cells = [
+        (a["name"] if first else "", line, f"({a['from']})" if first else "")
+        for a in rows
+        for first, line in _numbered(wrap(a["value"], ASSUMED_WIDTH))
+    ]
+    return table(cells, align="lll", indent="  ")
 
 
 def binding_lines(plan: Document) -> Sequence[str]:
@@ -204,4 +211,6 @@ def _possible(found: Document) -> str:
 
 
 def _run(d: Document) -> str:
-    return f"{machines(d)}, {strategy(d)}, micro-batch {d['micro_batch']}: {hours(d)}, {usd(d['cost_usd'])}"
+    old = flag(d["price_date"])
+    said = f" (its price is {old})" if old else ""
+    return f"{machines(d)}, {strategy(d)}, micro-batch {d['micro_batch']}: {hours(d)}, {usd(d['cost_usd'])}{said}"

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..staleness import UNDATED, flag
 from ..units import HOUR_S, duration, usd
 
 Document = Mapping[str, Any]
+OLD = "*"
+OLD_PRICES = "  * this price is undated, or older than {days:g} days"
 METHODS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 # Parts of every plan, or said elsewhere: no decision that a reader waits for.
 SILENT = ("bf16", "adamw", "flash-attention", "lora", "qlora")
@@ -86,7 +89,13 @@ def price(d: Document) -> str:
     per_gpu = d["usd_per_node_hour"] / d["gpus_per_node"]
     where = f", {d['region']}" if d["region"] else ""
     rate = f"{usd(d['usd_per_node_hour'])} per node-hour ({usd(per_gpu)} per GPU-hour)"
-    return f"{rate}, {d['tier']}{where}, {d['price_date'] or 'undated'}"
+    date, said = d["price_date"] or UNDATED, flag(d["price_date"])
+    return f"{rate}, {d['tier']}{where}, {date}" + (f", {said}" if said not in ("", UNDATED) else "")
+
+
+def starred(row: Document) -> str:
+    """A star behind an offer whose price is undated or old; OLD_PRICES says what it means."""
+    return OLD if flag(row["price_date"]) else ""
 
 
 def shortened(name: str, length: int = 24) -> str:

@@ -93,6 +93,15 @@ def fabrics(where: str) -> Mapping[str, Fabric]:
     return {name: _fabric(name, row) for name, row in _file()[where].items()}
 
 
+def fabric_names() -> tuple[str, ...]:
+    """Networks between nodes that a user may name.
+
+    >>> "infiniband" in fabric_names(), UNKNOWN in fabric_names()
+    (True, False)
+    """
+    return tuple(name for name in fabrics("between") if name != UNKNOWN)
+
+
 @lru_cache(maxsize=8)
 def every(name: str) -> FabricFigure:
     """A constant that all fabrics share."""

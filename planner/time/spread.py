@@ -18,12 +18,13 @@ from math import sqrt
 from statistics import NormalDist
 
 from ..efficiency import value
+from .grounds import KINDS
 from .step import StepTime
 
 COVERAGE = 0.80
 Z = NormalDist().inv_cdf((1 + COVERAGE) / 2)
 COLLECTIVES = frozenset({"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"})
-HOST_LINKS = frozenset({"host to GPU", "GPU to host"})
+HOST_LINKS = frozenset({"host to GPU", "GPU to host", "pageable host memory to GPU"})
 DRIVES = frozenset({"NVMe read", "NVMe write"})
 
 
@@ -61,3 +62,11 @@ def step_seconds(step: StepTime) -> Seconds:
     """Seconds of one optimizer step, with the band that 80 % of runs should lie in."""
     half = min(relative(step), 1.0)
     return Seconds(step.step_s * (1 - half), step.step_s, step.step_s * (1 + half))
+
+
+def rests_on(step: StepTime) -> dict[str, float]:
+    """Shares of a step by how the figures it rests on are known, the surest first; they add up to one."""
+    shares = dict.fromkeys(KINDS, 0.0)
+    for term in step.terms:
+        shares[term.ground.kind] += term.exposed_s / step.step_s
+    return {kind: share for kind, share in shares.items() if share}
