@@ -726,7 +726,7 @@ def _remedy(model: Model, asked: Request, zero: int | None) -> Candidate | None:
 
 
 def validate(path: str, *, grades: Sequence[str] = ("A", "B", "M"), good_rows: bool = False) -> dict[str, Any]:
-    """How far predictions are from the measured runs of a table: memory, time, and whether they fit.
+    """How far predictions are from the measured runs of a table: memory, time, GPU-hours, and whether they fit.
 
     Args:
         path: a CSV; docs/reference/measurements.md describes its columns.
@@ -735,7 +735,8 @@ def validate(path: str, *, grades: Sequence[str] = ("A", "B", "M"), good_rows: b
 
     Returns:
         The JSON document: ``memory`` and ``time`` with rows, scored, unsupported, mape_percent, median_percent,
-        bias_percent, within_band_percent, by_source, worst; ``fit`` with true_fit, false_fit, true_oom, false_oom.
+        bias_percent, within_band_percent, by_source, worst; ``runs`` with the same of GPU-hours, and each run; ``fit``
+        with true_fit, false_fit, true_oom, false_oom.
 
     Raises:
         InputError: no such table; or it has problems, which are all listed, and ``good_rows`` is not given.

@@ -15,7 +15,7 @@ GRADES = "A,B,M"
 @click.option("--good-rows", is_flag=True, help="Judge the good rows of a table that has problems.")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON document alone.")
 def command(table: str, grades: str, good_rows: bool, as_json: bool) -> None:
-    """Predict every measured run of a CSV, and say how far off memory, time and fit decisions are.
+    """Predict every measured run of a CSV, and say how far off memory, time, GPU-hours and fit decisions are.
 
     TABLE has one row per run; docs/reference/measurements.md describes its columns. A row that cannot be expressed is
     counted and named.

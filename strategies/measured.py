@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.candidate import all_work
+from ..planner.checkpoint import checkpoint
 from ..planner.efficiency import architecture_key, is_young, value
 from ..planner.evaluate import evaluate
 from ..planner.frameworks import Framework, framework_of
-from ..planner.hardware import Gpu
+from ..planner.hardware import Gpu, Node, Tier
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
-from ..planner.measurements import machine, shape, subject
+from ..planner.measurements import machine, runs, shape, subject
 from ..planner.measurements.layout import ZERO_WEIGHTS, layout_of
-from ..planner.measurements.score import Prediction, Rate
+from ..planner.measurements.score import GpuHours, Prediction, Rate
 from ..planner.measurements.table import Measurement, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
 from ..planner.parallel import Split, micro_batches_in_flight
-from ..planner.time import StepTime, pipelined, price, step_seconds
+from ..planner.run import whole_run
+from ..planner.time import Seconds, StepTime, pipelined, price, step_seconds
 from ..planner.transform import Setting, Stack, Strategy
-from ..planner.work import Resource, Work
+from ..planner.work import Resource
 from ..planner.workload import Method, Workload
 from .attention import Attention
 from .checkpointing import Checkpointing
@@ -46,37 +48,59 @@ def predict(row: Measurement) -> Prediction:
     Raises:
         Unsupported: the row cannot be expressed.
     """
-    if not row.text("act_ckpt"):
-        return _undecided(row)
+    if row.whole_run:
+        return _whole_run(runs.as_run(row, has_room))
+    return _stated(row)
+
+
+def _whole_run(run: runs.RunRow) -> Prediction:
+    """As any other row, and its GPU-hours."""
+    parts = parts_of(run.row, checkpointing_of(run.row))
+    return replace(_predict(run.row, parts), run=run, hours=_gpu_hours(run.row, parts))
+
+
+def has_room(row: Measurement) -> bool:
+    """Whether the expected memory is within the GPU's."""
+    memory = _fullest(parts_of(row, checkpointing_of(row))).memory
+    return memory.device_bytes <= memory.capacity_bytes
+
+
+def _stated(row: Measurement) -> Prediction:
+    return _predict(row, parts_of(row, checkpointing_of(row))) if row.text("act_ckpt") else _undecided(row)
+
+
+def checkpointing_of(row: Measurement) -> str:
+    """What was recomputed: "none", "full", "selective" or a number of layers; see `subject.checkpointing_of`."""
     chosen = subject.checkpointing_of(row)
     if chosen == "selective" and framework_of(row.text("framework")).sharding != "torch":
-        chosen = "none"  # Megatron recomputes the attention's inside alone, of which flash kernels keep nothing
-    return _predict(row, chosen)
+        return "none"  # Megatron recomputes the attention's inside alone, of which flash kernels keep nothing
+    return chosen
 
 
 def _undecided(row: Measurement) -> Prediction:
     """Checkpointing is not stated: none where its tensors have room; where only all of it surely fits, that is open."""
-    plain = _predict(row, "none")
-    if plain.fits:
-        return plain
-    sparing = _predict(row, "full")
-    if not sparing.fits:
-        return plain
-    likelier = plain if plain.memory.allocated_bytes <= plain.memory.capacity_bytes else sparing
+    plain = parts_of(row, "none")
+    memory = _fullest(plain).memory
+    if memory.fits:
+        return _predict(row, plain)
+    sparing = parts_of(row, "full")
+    if not _fullest(sparing).memory.fits:
+        return _predict(row, plain)
+    likelier = plain if memory.allocated_bytes <= memory.capacity_bytes else sparing
     is_tuned = framework_of(row.text("framework")).fused and row.whole("zero_stage") < ZERO_WEIGHTS
     quicker = plain if is_tuned else likelier  # such recipes are tuned not to recompute
-    return replace(likelier, fits=None, rate=quicker.rate)
+    return replace(_predict(row, likelier, timed=quicker), fits=None)
 
 
-def _predict(row: Measurement, checkpointing: str) -> Prediction:
-    whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
-    parts = [_part(row, each, checkpointing) for each in _setting(row, whole).stages]
-    fullest = max(parts, key=lambda part: part.memory.allocated_bytes)
+def _predict(row: Measurement, parts: Sequence[Part], timed: Sequence[Part] = ()) -> Prediction:
+    """Of such parts, or with the time of others."""
+    fullest = _fullest(parts)
     return Prediction(
         memory=fullest.memory,
         ledger=fullest.ledger,
         fits=fullest.memory.fits,
-        rate=_rate(row, parts),
+        rate=_rate(row, timed or parts),
+        flops_per_token=subject.flops_per_token_of(row, fullest.setting.workload.model),
     )
 
 
@@ -87,6 +111,20 @@ class Part:
     ledger: Ledger
     setting: Setting
     memory: GpuMemory
+
+
+def parts_of(row: Measurement, checkpointing: str) -> list[Part]:
+    """One rank of every stage of the pipeline that differs.
+
+    Raises:
+        Unsupported: the row cannot be expressed.
+    """
+    whole = shape.as_run(shape.model_of(row), framework_of(row.text("framework")))
+    return [_part(row, each, checkpointing) for each in _setting(row, whole).stages]
+
+
+def _fullest(parts: Sequence[Part]) -> Part:
+    return max(parts, key=lambda part: part.memory.allocated_bytes)
 
 
 def _part(row: Measurement, setting: Setting, checkpointing: str) -> Part:
@@ -202,21 +240,45 @@ def _outputs(ledger: Ledger, row: Measurement, setting: Setting) -> Ledger:
 
 def _rate(row: Measurement, parts: Sequence[Part]) -> Rate | None:
     """Tokens per second and GPU; None for a GPU that is not in the catalog."""
-    gpu, setting = machine.gpu_of(row), parts[0].setting
-    if gpu is None or subject.is_layer_split(row):
+    seconds = _step(row, parts)
+    if seconds is None:
         return None
-    seconds = step_seconds(pipelined([_stage_time(row, part, gpu) for part in parts], setting.split))
-    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / setting.split.ranks
+    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / parts[0].setting.split.ranks
     return Rate(tokens / seconds.upper, tokens / seconds.point, tokens / seconds.low)
 
 
-def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
+def _gpu_hours(row: Measurement, parts: Sequence[Part]) -> GpuHours | None:
+    """Of the whole run on its tokens: start-up, checkpoints, failures and restarts as in every plan."""
+    gpu, seconds, part = machine.gpu_of(row), _step(row, parts), _fullest(parts)
+    if gpu is None or seconds is None or not row.number("tokens"):
+        return None
+    setting = part.setting
+    node = replace(machine.node_of(row, gpu), gpus=setting.ranks_per_node)
+    workload, saved = replace(setting.workload, tokens=int(row.number("tokens"))), checkpoint(part.ledger, setting)
+    low, run, upper = (
+        whole_run(workload, node, setting.nodes, Tier.ON_DEMAND, saved, step_s)
+        for step_s in (seconds.low, seconds.point, seconds.upper)
+    )
+    hours = [setting.gpus * each.hours for each in (low, run, upper)]
+    return GpuHours(low=hours[0], point=hours[1], upper=hours[2], goodput=run.goodput)
+
+
+def _step(row: Measurement, parts: Sequence[Part]) -> Seconds | None:
+    """Of one optimizer step."""
+    gpu = machine.gpu_of(row)
+    if gpu is None or subject.is_layer_split(row):
+        return None
+    framework, node = framework_of(row.text("framework")), machine.node_of(row, gpu)
+    return step_seconds(pipelined([_stage_time(part, framework, node) for part in parts], parts[0].setting.split))
+
+
+def _stage_time(part: Part, framework: Framework, node: Node) -> StepTime:
     """One stage's micro-steps, as if it were alone."""
-    framework, setting = framework_of(row.text("framework")), part.setting
-    work = [_of_its_time(w, framework, gpu) for w in all_work(part.ledger, setting)]
+    setting, shares = part.setting, _shares(framework, node.gpu)
+    work = all_work(part.ledger, setting)
     return price(
-        work,
-        machine.node_of(row, gpu),
+        [replace(w, amount=w.amount / shares[w.resource]) if w.resource in shares else w for w in work],
+        node,
         nodes=setting.nodes,
         ranks_per_node=setting.ranks_per_node,
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
@@ -226,10 +288,11 @@ def _stage_time(row: Measurement, part: Part, gpu: Gpu) -> StepTime:
     )
 
 
-def _of_its_time(work: Work, framework: Framework, gpu: Gpu) -> Work:
-    """Kernels of another generation than those the rates were measured on are slower or faster by one factor."""
-    if work.resource is Resource.ATTENTION and framework.attention_generation:
-        return replace(work, amount=work.amount / value("attention_generation", framework.attention_generation))
-    if work.resource is Resource.MATMUL and is_young(gpu.architecture, framework.software):
-        return replace(work, amount=work.amount / value("matmul_generation", architecture_key(gpu.architecture)))
-    return work
+def _shares(framework: Framework, gpu: Gpu) -> Mapping[Resource, float]:
+    """What kernels of another generation reach of the rates, which were measured on today's; by resource."""
+    found = {}
+    if framework.attention_generation:
+        found[Resource.ATTENTION] = value("attention_generation", framework.attention_generation)
+    if is_young(gpu.architecture, framework.software):
+        found[Resource.MATMUL] = value("matmul_generation", architecture_key(gpu.architecture))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..units import GIB
+from .runs import TOLERANCE_PERCENT
 from .score import Decisions, Errors, Scored, Validation
 from .subject import strategy_of
 from .table import Measurement
@@ -13,7 +14,7 @@ Rows = tuple[tuple[Measurement, str], ...]
 
 
 def document(found: Validation) -> dict[str, Any]:
-    """memory, time and fit, with every row that could not be expressed."""
+    """memory, time, runs and fit, with every row that could not be expressed."""
     return {
         "schema_version": 1,
         "status": "validated",
@@ -24,8 +25,27 @@ def document(found: Validation) -> dict[str, Any]:
         "problems": list(found.problems),
         "memory": _errors(found.memory, "GiB"),
         "time": _errors(found.time, "tokens/s per GPU"),
+        "runs": _runs(found.runs),
         "fit": _decisions(found.fit),
     }
+
+
+def _runs(errors: Errors) -> dict[str, Any]:
+    """Each run is listed, not the worst alone."""
+    return {
+        **_errors(errors, "GPU-hours"),
+        "tolerance_percent": TOLERANCE_PERCENT,
+        "within_tolerance": errors.within_tolerance,
+        "training_alone": _summary(errors.training_alone),
+        "each": [_run(s) for s in errors.scored],
+    }
+
+
+def _run(s: Scored) -> dict[str, Any]:
+    found = {key: value for key, value in _scored(s, 1).items() if key != "largest_lines"}
+    if s.run is None:
+        return found
+    return found | {"goodput": round(s.goodput, 4), "assumed": s.run.assumed, "caveat": s.run.caveat}
 
 
 def _errors(errors: Errors, unit: str) -> dict[str, Any]:

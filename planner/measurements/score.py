@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from ..ledger import Device, Entry, Ledger
 from ..memory import Band, GpuMemory
+from ..units import TERA
+from .runs import TOLERANCE_PERCENT, RunRow
 from .table import Measurement, MemoryKind, Table, Unsupported
 
 GRADES = ("A", "B", "M")
@@ -32,6 +34,16 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuHours:
+    """Of a whole run, with the 80 % band of its steps."""
+
+    low: float
+    point: float
+    upper: float
+    goodput: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What we would have said of one row."""
 
@@ -39,11 +51,14 @@ class Prediction:
     ledger: Ledger
     fits: bool | None  # None: the row leaves open what decides it
     rate: Rate | None  # None: time is not modelled for this configuration
+    flops_per_token: float = 0.0  # by which the row's TFLOPs are tokens; 0: by no formula that it states
+    run: RunRow | None = None  # of a whole run: how it was taken to be laid out
+    hours: GpuHours | None = None  # of it; None where time is not modelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """One row's prediction beside its measurement, in one unit: bytes, or tokens per second and GPU."""
+    """One row's prediction beside its measurement, in one unit: bytes, tokens per second and GPU, or GPU-hours."""
 
     row: Measurement
     predicted: float
@@ -51,6 +66,8 @@ class Scored:
     low: float
     upper: float
     lines: tuple[Entry, ...] = ()  # the largest of the ledger
+    run: RunRow | None = None
+    goodput: float = 0.0  # of a whole run: the share of its hours that its steps take
 
     @property
     def error(self) -> float:
@@ -89,6 +106,16 @@ class Errors:
     def within_band_percent(self) -> float | None:
         """Share of rows inside their printed range."""
         return 100 * statistics.fmean(s.within for s in self.scored) if self.scored else None
+
+    @property
+    def training_alone(self) -> Errors:
+        """Of whole runs, those whose hours are said to contain nothing else."""
+        return Errors(scored=tuple(s for s in self.scored if s.run and not s.run.caveat))
+
+    @property
+    def within_tolerance(self) -> int:
+        """Rows that are off by no more than a run may be."""
+        return sum(100 * abs(s.error) <= TOLERANCE_PERCENT for s in self.scored)
 
     @property
     def worst(self) -> tuple[Scored, ...]:
@@ -131,6 +158,7 @@ class Validation:
     where: str
     memory: Errors
     time: Errors
+    runs: Errors
     fit: Decisions
     left_out: int = 0
     nothing_measured: tuple[Measurement, ...] = ()
@@ -157,6 +185,7 @@ def validate(table: Table, predict: Predict, *, grades: Iterable[str] = GRADES) 
         where=table.where,
         memory=_memory(predicted),
         time=_time(predicted),
+        runs=_runs(predicted),
         fit=_fit(predicted),
         left_out=len(table.rows) - len(judged),
         nothing_measured=tuple(row for row in judged if not row.is_measured),
@@ -201,10 +230,11 @@ def _memory_row(row: Measurement, p: Prediction) -> Scored:
 
 UNTIMED = "time is not modelled for this parallelism, precision, mixture or GPU"
 UNCOUNTED = "a step time, but not how many sequences a step has"
+UNCONVERTED = "TFLOPs by a formula that is not stated, or is another than model FLOPs, and no tokens"
 
 
 def _time(predicted: Sequence[tuple[Measurement, Attempt]]) -> Errors:
-    rows = [(row, p, _untimed(row, p)) for row, p in predicted if row.is_timed]
+    rows = [(row, p, _untimed(row, p)) for row, p in predicted if row.is_timed and not row.gpu_hours]
     scored = tuple(_time_row(row, p) for row, p, reason in rows if isinstance(p, Prediction) and not reason)
     return Errors(scored=scored, unsupported=tuple((row, reason) for row, _, reason in rows if reason))
 
@@ -213,14 +243,51 @@ def _untimed(row: Measurement, p: Attempt) -> str:
     """Why a row's time is not judged; "" where it is."""
     if isinstance(p, str):
         return p
-    if not row.tokens_per_s_per_gpu:
-        return UNCOUNTED
+    if not _tokens_per_s(row, p):
+        return UNCOUNTED if row.number("step_time_s") else UNCONVERTED
     return UNTIMED if p.rate is None else ""
+
+
+def _tokens_per_s(row: Measurement, p: Prediction) -> float:
+    """As printed, else from the printed TFLOPs where their formula is known; 0: neither."""
+    if row.tokens_per_s_per_gpu or not p.flops_per_token:
+        return row.tokens_per_s_per_gpu
+    return row.number("tflops_per_gpu") * TERA / p.flops_per_token
 
 
 def _time_row(row: Measurement, p: Prediction) -> Scored:
     rate = p.rate or Rate(0.0, 0.0, 0.0)
-    return Scored(row=row, predicted=rate.point, measured=row.tokens_per_s_per_gpu, low=rate.low, upper=rate.upper)
+    shown = p.run.row if p.run else row
+    return Scored(
+        row=shown, predicted=rate.point, measured=_tokens_per_s(row, p), low=rate.low, upper=rate.upper, run=p.run
+    )
+
+
+def _runs(predicted: Sequence[tuple[Measurement, Attempt]]) -> Errors:
+    rows = [(row, p, _unrun(p)) for row, p in predicted if row.gpu_hours]
+    scored = tuple(
+        _run_row(row.gpu_hours, p.run, p.hours) for row, p, _ in rows if isinstance(p, Prediction) and p.run and p.hours
+    )
+    return Errors(scored=scored, unsupported=tuple((row, reason) for row, _, reason in rows if reason))
+
+
+def _unrun(p: Attempt) -> str:
+    """Why a run's hours are not judged; "" where they are."""
+    if isinstance(p, str):
+        return p
+    return UNTIMED if p.hours is None else ""
+
+
+def _run_row(measured: float, run: RunRow, hours: GpuHours) -> Scored:
+    return Scored(
+        row=run.row,
+        predicted=hours.point,
+        measured=measured,
+        low=hours.low,
+        upper=hours.upper,
+        run=run,
+        goodput=hours.goodput,
+    )
 
 
 OPEN = "activation checkpointing is not stated, and whether it fits depends on it"

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 from ..computation import AttentionImplementation, Kernels, effective_attention
+from ..compute import model_flops_per_token
 from ..frameworks import Framework, framework_of
 from ..model import Block, Model
 from ..parallel import Split, problems
@@ -85,6 +86,8 @@ def checkpointing_of(row: Measurement) -> str:
     text = row.text("act_ckpt").lower().split()
     if text and text[0] in ("selective", "sac"):
         return "selective"
+    if text and text[0] == "gelu":
+        return "none"  # llm.c computes an activation function again, beside which its bytes and time are small
     if text and (text[0] in ("none", "full", "no", "yes") or _is_count(text[0])):
         return {"no": "none", "yes": "full"}.get(text[0], text[0])
     raise Unsupported(f"activation checkpointing: {row.text('act_ckpt')[:40]}")
@@ -185,6 +188,20 @@ def _chunks(row: Measurement, model: Model) -> int:
     if row.whole("vpp") or stages == 1 or model.layers % stages:
         return row.whole("vpp", 1)
     return model.layers // stages if framework_of(row.text("framework")).interleaved else 1
+
+
+MODEL_FLOPS = "model flops"
+CONVENTIONS_APART = 0.05  # at most, so that a printed rate need not say whether it counts attention whole or causal
+
+
+def flops_per_token_of(row: Measurement, model: Model) -> float:
+    """By which printed TFLOPs are tokens; 0 unless they are called model FLOPs and both conventions nearly agree."""
+    if MODEL_FLOPS not in row.text("tflops_kind").lower():
+        return 0.0
+    whole = model_flops_per_token(model, row.whole("seq_len"))
+    attention = whole - model_flops_per_token(model, 0)
+    stated = "non-causal" in row.text("tflops_kind")
+    return whole if stated or attention / 2 <= CONVENTIONS_APART * whole else 0.0
 
 
 def loss_chunk_of(row: Measurement, framework: Framework) -> bool:

@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 
 from ..errors import InputError, did_you_mean, listed
-from ..units import GIB
+from ..units import DAY_S, GIB, HOUR_S
 
 LARGEST_FILE_BYTES = 64 * 2**20
 MOST_ROWS = 200_000
@@ -37,16 +37,22 @@ OWN_UNITS: Mapping[str, frozenset[str]] = {
     "gpu_mem_gb": frozenset({"gb", "gib", "g"}),
 }
 REQUIRED = ("id", "model", "seq_len", "micro_batch", "n_gpus", "gpu")
-MEASURED = ("peak_mem_gib", "peak_mem", "tokens_per_s_per_gpu", "step_time_s", "outcome")
+RUN_COLUMNS = frozenset({"tokens", "gpu_hours"})  # a table that has both is one of whole runs
+REQUIRED_OF_RUNS = ("id", "model", "seq_len", "n_gpus", "gpu")
+MEASURED = ("peak_mem_gib", "peak_mem", "tokens_per_s_per_gpu", "tflops_per_gpu", "step_time_s", "outcome", "gpu_hours")
 WHOLE = (
     *("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "lora_rank", "seq_len", "micro_batch"),
     *("grad_accum", "global_batch", "n_gpus", "n_nodes", "zero_stage", "dp", "tp", "pp", "vpp", "cp", "ep"),
 )
-AMOUNTS = ("params", "gpu_mem_gb", "peak_mem", "peak_mem_gib", "tokens_per_s_per_gpu", "step_time_s")
+AMOUNTS = (
+    *("params", "gpu_mem_gb", "peak_mem", "peak_mem_gib", "tokens_per_s_per_gpu", "tflops_per_gpu", "step_time_s"),
+    *("tokens", "global_batch_tokens", "gpu_hours", "wall_days"),
+)
 TEXTS = (
     *("id", "source", "model", "task", "lora_targets", "quant_base", "gpu", "interconnect", "precision"),
     *("master_weights", "optimizer", "optim_state_dtype", "sharding", "sp", "offload", "act_ckpt", "attn_impl"),
     *("chunked_ce", "framework", "mem_unit", "mem_kind", "outcome", "quality", "tied_emb", "moe", "compile", "notes"),
+    *("tflops_kind", "parallelism", "inferred_fields"),
 )
 LARGEST = 1e16
 
@@ -70,6 +76,7 @@ class Measurement:
     line: int
     texts: Mapping[str, str]
     numbers: Mapping[str, float]
+    whole_run: bool = False  # of a table of whole runs: what it leaves open, `runs` fills in
 
     def text(self, name: str) -> str:
         """A text cell."""
@@ -116,13 +123,20 @@ class Measurement:
 
     @property
     def is_timed(self) -> bool:
-        """Whether a throughput or the time of a step is stated."""
-        return bool(self.number("tokens_per_s_per_gpu") or self.number("step_time_s"))
+        """Whether a throughput, a rate of FLOPs or the time of a step is stated."""
+        return any(self.number(name) for name in ("tokens_per_s_per_gpu", "tflops_per_gpu", "step_time_s"))
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of a whole run, from days and GPUs where only these are stated; 0: none."""
+        if not self.whole_run:
+            return 0.0
+        return self.number("gpu_hours") or self.number("wall_days") * DAY_S / HOUR_S * self.whole("n_gpus")
 
     @property
     def is_measured(self) -> bool:
         """Whether there is anything to judge a prediction by."""
-        return bool(self.peak_bytes or self.is_timed or self.text("outcome"))
+        return bool(self.peak_bytes or self.is_timed or self.gpu_hours or self.text("outcome"))
 
     @property
     def sequences(self) -> int:
@@ -247,7 +261,8 @@ def _records(text: str, where: str) -> tuple[list[str], list[Record]]:
 
 
 def _header_problems(header: Sequence[str]) -> list[str]:
-    missing = [name for name in REQUIRED if name not in header]
+    required = REQUIRED_OF_RUNS if set(header) >= RUN_COLUMNS else REQUIRED
+    missing = [name for name in required if name not in header]
     twice = sorted(name for name, times in Counter(header).items() if times > 1 and name)
     problems = []
     if len(header) == 1 and missing:
@@ -283,6 +298,7 @@ def _row(header: Sequence[str], cells: Sequence[str], line: int, where: str) -> 
         line=line,
         texts={name: row[name] for name in TEXTS if row.get(name)},
         numbers={name: value for name, value in numbers.items() if value is not None},
+        whole_run=set(header) >= RUN_COLUMNS,
     )
     problems += [f"{place}: {problem}" for problem in _contradictions(found)]
     if "id" in header and not found.identity:

@@ -18,6 +18,8 @@ def validation_text(document: Document) -> str:
     """Memory, time, decisions, and what could not be judged."""
     parts = [_title(document), *_problems(document["problems"])]
     parts += [_errors_text(name, document[name]) for name in ("memory", "time") if document[name]["rows"]]
+    if document["runs"]["rows"]:
+        parts.append(_runs_text(document["runs"]))
     if document["fit"]["rows"]:
         parts.append(_fit_text(document["fit"]))
     return "\n\n".join(parts)
@@ -25,7 +27,7 @@ def validation_text(document: Document) -> str:
 
 def _title(document: Document) -> str:
     left, empty, unread = (document[k] for k in ("left_out_by_grade", "nothing_measured", "columns_not_read"))
-    judged = any(document[name]["rows"] for name in ("memory", "time", "fit"))
+    judged = any(document[name]["rows"] for name in ("memory", "time", "runs", "fit"))
     notes = (
         f"{_rows(left)} left out: their grade was not asked for" if left else "",
         f"{_rows(len(empty))} without anything measured: {_ids(empty)}" if empty else "",
@@ -68,6 +70,47 @@ def _errors_text(name: str, errors: Document) -> str:
     if errors["unsupported"]:
         tables.append(_unsupported_text(errors["unsupported_rows"]))
     return "\n\n".join([f"{TITLES[name]}\n{tables[0]}", *tables[1:]])
+
+
+MOST_RUNS = 60
+
+
+def _runs_text(runs: Document) -> str:
+    """Every run, what was assumed of it, and those that cannot be expressed."""
+    held = f"{runs['within_tolerance']} of {runs['scored']} within {runs['tolerance_percent']:.0f} %"
+    parts = [
+        "Runs: predicted against measured GPU-hours\n"
+        + table(
+            [("all", *_cells(runs)), ("of training alone", *_cells(runs["training_alone"]))],
+            header=("", *HEADER),
+            align="lrrrrrr",
+            indent="  ",
+        )
+        + (f"\n  {held}" if runs["scored"] else "")
+    ]
+    if runs["each"]:
+        parts.append(_each_run_text(runs["each"]))
+    if runs["unsupported"]:
+        parts.append(_unsupported_text(runs["unsupported_rows"]))
+    return "\n\n".join(parts)
+
+
+def _each_run_text(each: Sequence[Document]) -> str:
+    rows = [
+        (
+            r["id"][:LONGEST_NAME],
+            _amount(r["measured"]),
+            _amount(r["predicted"]),
+            f"{_amount(r['low'])} to {_amount(r['upper'])}",
+            f"{r['error_percent']:+.1f} %",
+            "; ".join(words for words in (r["assumed"], r["caveat"]) if words),
+        )
+        for r in each[:MOST_RUNS]
+    ]
+    header = ("runs", "measured", "predicted", "80 % band", "error", "not stated, taken to be")
+    more = len(each) - MOST_RUNS
+    text = table(rows, header=header, align="lrrrrl", indent="  ")
+    return text + (f"\n  and {more} more, with --json" if more > 0 else "")
 
 
 MOST_GROUPS = 12

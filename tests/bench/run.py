@@ -25,8 +25,8 @@ from trainplan.planner.request import Request
 from trainplan.planner.search import Demand, explore
 from trainplan.strategies.space import Choices, families
 
-MEASURED = Path(__file__).resolve().parents[1] / "data" / "measured_fit.csv"
-ROWS, VALIDATE_S = 1000, 5.0  # of a table of measurements, and their limit
+MEASURED = Path(__file__).resolve().parents[1] / "data" / "throughput.csv"
+ROWS, VALIDATE_S = 1600, 10.0  # of a table of measurements, and their limit
 RUNS = 5
 HELP_S, SINGLE_S, ANY_S = 0.2, 1.0, 3.0  # limits: --help, one GPU type, all GPU types
 MODEL = "70b"
@@ -110,20 +110,32 @@ def calls() -> str:
 
 
 def validations() -> str:
-    """A table of measurements: the published runs, and some again with other numbers of micro-steps."""
-    header, *lines = MEASURED.read_text(encoding="utf-8").splitlines()[1:]
-    at = header.split(",").index("grad_accum")
-    rows = [*csv.reader(lines), *([*cells[:at], "2", *cells[at + 1 :]] for cells in csv.reader(lines))][:ROWS]
+    """A table of measurements, in a new process: the published throughput, and again with twice the micro-batch."""
     with tempfile.TemporaryDirectory(prefix="trainplan-bench-") as folder:
         path = Path(folder) / "measured.csv"
+        rows = _measurements()
         with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows((header.split(","), *rows))
-        found = timed(lambda: trainplan.validate(str(path)))
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        command = [str(Path(sys.executable).with_name("trainplan")), "validate", str(path)]
+        found = timed(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True), runs=2)
     cells = (found.first_s, found.median_s, VALIDATE_S)
-    row = (f"validate, {len(rows):,} rows", *map(seconds_text, cells), ratio_text(found.first_s, VALIDATE_S))
-    return table(
-        [row], header=("in one process", "first s", "median s", "limit s", "first of the limit"), align="lrrrr"
-    )
+    row = (f"validate, {len(rows):,} rows", *map(seconds_text, cells), ratio_text(found.median_s, VALIDATE_S))
+    header = ("new process, median of 2", "first s", "median s", "limit s", "of the limit")
+    return table([row], header=header, align="lrrrr")
+
+
+def _measurements() -> list[dict[str, str]]:
+    with MEASURED.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    return [*rows, *(_again(row) for row in rows)][:ROWS]
+
+
+def _again(row: dict[str, str]) -> dict[str, str]:
+    """Under another name, with twice the micro-batch and half as many of them, so that no cache knows it."""
+    micro_batch = str(2 * int(row["micro_batch"])) if row["micro_batch"] else ""
+    return {**row, "id": f"{row['id']}-again", "micro_batch": micro_batch, "grad_accum": ""}
 
 
 def offers() -> str:

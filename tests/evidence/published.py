@@ -12,7 +12,7 @@ from trainplan.planner.measurements.table import Table, read_table
 from trainplan.planner.units import GIB
 from trainplan.strategies.measured import predict
 
-from .baseline import usual_formula_bytes
+from .baselines import usual_formula_bytes
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 GRADES = ("A", "B")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from trainplan.planner.report.table import table
 
-from . import published, recorded
+from . import published, recorded, throughput
 
 
 def sections() -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
@@ -17,6 +17,10 @@ def sections() -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
         ("Published peaks", published.MEMORY_HEADER, published.memory_rows()),
         ("Does it fit", published.FIT_HEADER, published.fit_rows()),
         ("Rows that are not judged", published.UNSCORED_HEADER, published.unscored_rows()),
+        ("Published throughput", throughput.TIME_HEADER, throughput.time_rows()),
+        ("Throughput that is not judged", throughput.REASONS_HEADER, throughput.untimed_rows()),
+        ("Whole runs, GPU-hours", throughput.RUNS_HEADER, throughput.run_rows()),
+        ("Runs that are not judged", throughput.REASONS_HEADER, throughput.unjudged_run_rows()),
         ("The same case in other calculators", published.SAME_CASE_HEADER, published.same_case_rows()),
     ]
 
