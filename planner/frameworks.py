@@ -33,6 +33,7 @@ class Framework:
     overlapped: bool
     interleaved: bool
     fused_qkv: bool
+    padded_vocabulary: bool
     sequence_parallel: bool
     lora_dropout: float
     quantized_input: bool

@@ -156,10 +156,33 @@ def longest_stage(layers: int, split: Split) -> int:
 VOCABULARY_MULTIPLE = 128  # Megatron-LM training/tokenizer, make_vocab_size_divisible_by: rows of each rank
 
 
+def with_padded_vocabulary(model: Model) -> Model:
+    """The model with its vocabulary's tables padded, as frameworks pad that write the model themselves.
+
+    >>> from trainplan.planner.models import load_model
+    >>> with_padded_vocabulary(load_model("gpt2")).vocab
+    50304
+    """
+
+    def padded(parameter: Parameter) -> Parameter:
+        rows, *rest = parameter.shape
+        if rows != model.vocab:
+            return parameter
+        return replace(parameter, shape=(own, *rest), fan_out=own if parameter.fan_out else 0)
+
+    own = _padded_rows(model.vocab, 1)
+    if own == model.vocab:
+        return model
+    tables = (tuple(padded(p) for p in tables) for tables in (model.embedding, model.head))
+    return replace(model, vocab=own, **dict(zip(("embedding", "head"), tables, strict=True)))
+
+
 def _own_rows(rows: int, tensor: int) -> int:
     """A rank's rows of a vocabulary's table, padded where it is cut."""
-    if tensor == 1:
-        return rows
+    return rows if tensor == 1 else _padded_rows(rows, tensor)
+
+
+def _padded_rows(rows: int, tensor: int) -> int:
     return -(-rows // (tensor * VOCABULARY_MULTIPLE)) * VOCABULARY_MULTIPLE
 
 

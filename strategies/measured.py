@@ -49,7 +49,7 @@ def predict(row: Measurement) -> Prediction:
         Unsupported: the row cannot be expressed.
     """
     if row.whole_run:
-        return _whole_run(runs.as_run(row, has_room))
+        return _whole_run(runs.as_run(row, has_room, speed))
     return _stated(row)
 
 
@@ -63,6 +63,12 @@ def has_room(row: Measurement) -> bool:
     """Whether the expected memory is within the GPU's."""
     memory = _fullest(parts_of(row, checkpointing_of(row))).memory
     return memory.device_bytes <= memory.capacity_bytes
+
+
+def speed(row: Measurement) -> float:
+    """Tokens per second and GPU; 0 where time is not modelled."""
+    rate = _rate(row, parts_of(row, checkpointing_of(row)))
+    return rate.point if rate else 0.0
 
 
 def _stated(row: Measurement) -> Prediction:

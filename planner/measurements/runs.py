@@ -3,7 +3,8 @@
 What a row leaves open is filled in by one rule:
 
     framework      as stated; under tensor or pipeline parallelism Megatron, its stages interleaved, one layer a chunk
-    sharding       as its `parallelism` says; under tensor or pipeline parallelism ZeRO-1, else ZeRO-3 (FSDP)
+    sharding       as its `parallelism` says, ZeRO-1 under tensor or pipeline parallelism, else ZeRO-3 (FSDP); where it
+                   says nothing the quickest of ZeRO-1 and ZeRO-3 on 1 to 8 tensor-parallel ranks that has room
     GPUs           as stated, else what its degrees multiply to, else the fewest nodes of 8, doubled, that hold it
     checkpointing  none where a micro-batch of one sequence has room, else every layer
     micro-batch    the largest power of two with room, up to a rank's share of the batch; in a pipeline 1
@@ -14,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 from .machine import GPUS_PER_NODE
 from .table import Measurement, Unsupported
@@ -22,6 +24,8 @@ TOLERANCE_PERCENT = 15.0  # what a run's GPU-hours are held to
 MOST_DOUBLINGS = 12  # of nodes, and of the micro-batch
 
 HasRoom = Callable[[Measurement], bool]
+Speed = Callable[[Measurement], float]
+STAGES, TENSOR_RANKS = (1, 3), (1, 2, 4, 8)  # tried where nothing is stated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +54,13 @@ def _said(row: Measurement) -> str:
     return " ".join(row.text(name) for name in ("gpu", "parallelism", "inferred_fields", "notes")).lower()
 
 
-def as_run(row: Measurement, has_room: HasRoom) -> RunRow:
+def as_run(row: Measurement, has_room: HasRoom, speed: Speed) -> RunRow:
     """A row with what it leaves open filled in.
 
     Args:
         row: of a table of whole runs.
         has_room: whether the memory of such a row is enough, by the expected value.
+        speed: tokens per second and GPU of such a row; 0 where it cannot be priced.
 
     Raises:
         Unsupported: the row is no training run of its tokens, or says too little.
@@ -66,7 +71,9 @@ def as_run(row: Measurement, has_room: HasRoom) -> RunRow:
         raise Unsupported(other)
     if row.gpu_hours and not row.number("tokens"):
         raise Unsupported("tokens are not stated")
-    found = _with_batch(as_stated(row), has_room)
+    stated = as_stated(row)
+    is_open = not row.text("parallelism") and not row.text("act_ckpt").isdecimal()
+    found = _quickest(stated, has_room, speed) if is_open else _with_batch(stated, has_room)
     contained = [word for word in MORE_HOURS if word in said]
     caveat = f"its hours contain {', '.join(contained)}" if contained and row.gpu_hours else ""
     return RunRow(row=found, assumed=_assumed(row, found), caveat=caveat)
@@ -143,6 +150,23 @@ def _words(row: Measurement, notes: str, *, cut: bool) -> dict[str, str]:
     return {name: word for name, word in found.items() if word}
 
 
+def _quickest(row: Measurement, has_room: HasRoom, speed: Speed) -> Measurement:
+    """The quickest layout of those that have room; where none has, the sparest of them."""
+    layouts = [_with_batch(layout, has_room) for layout in _layouts(row)]
+    fitting = [layout for layout in layouts if has_room(layout)]
+    return max(fitting, key=speed) if fitting else layouts[-1]
+
+
+def _layouts(row: Measurement) -> Iterator[Measurement]:
+    """ZeRO stages and tensor-parallel ranks that divide heads and GPUs."""
+    heads, gpus = row.whole("heads"), row.whole("n_gpus")
+    for stage, ranks in product(STAGES, TENSOR_RANKS):
+        if ranks == 1 or (heads and heads % ranks == 0 and (not gpus or gpus % ranks == 0)):
+            words = {} if ranks == 1 or row.text("framework") else {"framework": CUT_BY}
+            numbers = {"zero_stage": float(stage), "tp": float(ranks)}
+            yield replace(row, texts={**row.texts, **words}, numbers={**row.numbers, **numbers})
+
+
 def _with_batch(row: Measurement, has_room: HasRoom) -> Measurement:
     """The first of the rule's layouts that has room; the sparest where none has."""
     sparest = row
@@ -185,8 +209,10 @@ def _assumed(stated: Measurement, found: Measurement) -> str:
     """What the rule added to what the row says.
 
     >>> bare = Measurement(line=2, texts={}, numbers={"seq_len": 2048}, whole_run=True)
-    >>> as_run(replace(bare, numbers={"seq_len": 2048, "tokens": 1e12, "gpu_hours": 1e6}), lambda _: True).assumed
-    '8 GPUs, ZeRO-3, micro-batch 4,096, no checkpointing'
+    >>> as_run(
+    ...     replace(bare, numbers={"seq_len": 2048, "tokens": 1e12, "gpu_hours": 1e6}), lambda _: True, lambda _: 1.0
+    ... ).assumed
+    '8 GPUs, ZeRO-1, micro-batch 4,096, no checkpointing'
     """
     said = as_stated(stated)
     layers = {"none": "no checkpointing", "full": "checkpointing"}
@@ -194,6 +220,7 @@ def _assumed(stated: Measurement, found: Measurement) -> str:
         found.text("framework") if not stated.text("framework") else "",
         f"{found.whole('n_gpus'):,} GPUs" if not said.whole("n_gpus") else "",
         f"ZeRO-{found.whole('zero_stage')}" if not stated.text("parallelism") else "",
+        f"tensor {found.whole('tp')}" if found.whole("tp", 1) > said.whole("tp", 1) else "",
         f"micro-batch {found.whole('micro_batch'):,}" if not said.whole("micro_batch") else "",
         layers[found.text("act_ckpt")] if not stated.text("act_ckpt") else "",
     )

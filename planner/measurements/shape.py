@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..frameworks import Framework, framework_of
 from ..model import Attention, Block, Mlp, MlpKind, Model, NormStyle, Parameter, ParameterKind, linear
 from ..models import ROTARY_POSITIONS, catalog_model, spelling, spellings
+from ..parallel import with_padded_vocabulary
 from .table import Measurement, Unsupported
 
 # Families whose MLP is two matrices, by the word their models' names begin with; all others are gated.
@@ -122,7 +123,9 @@ def _gpt(
 
 @lru_cache(maxsize=512)
 def as_run(model: Model, framework: Framework) -> Model:
-    """The model as a framework writes it: with one projection for queries, keys and values where it does so."""
+    """The model as a framework writes it: its vocabulary padded, queries, keys and values one projection, where it does so."""
+    if framework.padded_vocabulary:
+        model = with_padded_vocabulary(model)
     if not framework.fused_qkv:
         return model
     fused = {
