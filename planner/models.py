@@ -305,13 +305,13 @@ def describe_by_hand(
         vocab: V.
 
     Returns:
-        The model whose count is nearest to ``params``.
+        The model whose count is nearest to ``params``, of those whose MLP is as wide as MLPs are (`_usual_width`).
 
     Raises:
         InputError: no such model: P too small for L and h, or far from what L, h and f give.
 
     >>> describe_by_hand(13e9, 40, 5120).parameter_count  # Llama-2-13B has 13,015,864,320
-    12999889920
+    13015864320
     """
     if not (isinstance(params, int | float) and math.isfinite(params) and 1 <= params <= 1e15):
         raise InputError(f"--params: got {shown(params)}; allowed is a number from 1 to 1e15; write for example 13e9")
@@ -319,13 +319,21 @@ def describe_by_hand(
     smallest = build_model(config, name="by hand", source="--layers, --hidden")
     if intermediate is None:
         per_width = 3 * layers * hidden  # gate, up and down, in every layer
-        config["intermediate_size"] = round((params - smallest.parameter_count) / per_width) + 1
+        config["intermediate_size"] = _usual_width(round((params - smallest.parameter_count) / per_width) + 1)
         if int(str(config["intermediate_size"])) < 1:
             raise InputError(
                 f"--params: got {params:g}; {layers} layers of hidden size {hidden} have {smallest.parameter_count:,} "
                 f"parameters before any MLP; give more parameters, or fewer or narrower layers"
             )
     return _named_by_hand(config, params, solved=intermediate is None)
+
+
+WIDTH_MULTIPLE, FROM_WIDTH = 64, 2048  # rows of whole 128-byte lines in 16 bits; others are slow, and no model has them
+
+
+def _usual_width(width: int) -> int:
+    """The nearest width that kernels like; narrow MLPs as they are, so that the parameters stay near what was asked."""
+    return width if width < FROM_WIDTH else round(width / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 NEAR_ENOUGH = 0.05  # given all sizes, how far their count may be from the parameters that were typed as well
@@ -336,7 +344,7 @@ def _named_by_hand(config: dict[str, object], params: float, *, solved: bool) ->
     described = (
         f"{config['num_hidden_layers']} layers, hidden {config['hidden_size']}, MLP {config['intermediate_size']}"
     )
-    source = f"by hand: Llama-shaped, {described}{' (solved)' if solved else ''}, {params:g} parameters asked"
+    source = f"by hand: Llama-shaped, {described}{' (solved)' if solved else ''}, {count(params)} asked"
     model = build_model(config, name=f"by-hand-{count(params)}", source=source)
     if abs(model.parameter_count - params) > NEAR_ENOUGH * params:
         raise InputError(

@@ -41,7 +41,7 @@ def lines(run: Run, options: RunOptions, tier: Tier) -> tuple[tuple[str, float, 
     )
     return (
         ("optimizer steps", run.steps_h, "steps x seconds of one", "the terms of the step"),
-        ("data and stragglers", run.stalls_h, _share("stalls"), figure("stalls", "share").source),
+        ("data stalls", run.stalls_h, _share("stalls"), figure("stalls", "share").source),
         ("evaluation", run.evaluation_h, _evaluation(options), _evaluation_source(options)),
         (
             "start-up",
@@ -110,7 +110,7 @@ def run_assumptions(options: RunOptions, tier: Tier) -> list[tuple[str, str, str
         ("shared storage", rate if storage is None else f"{storage / GIGA:,.4g} GB/s for all nodes", storage),
         ("checkpoints", interval, every),
         ("evaluation", _evaluation(options), options.eval_every),
-        ("data and stragglers", _share("stalls"), None),
+        ("data stalls", _share("stalls"), None),
         ("PUE", f"{pue:g}", options.pue),
     )
     return [(name, text, _given(option) or "assumed") for name, text, option in rows]

@@ -55,7 +55,7 @@ def step_text(time: Document) -> str:
     total = ("one optimizer step", "", f"{time['step_s'] / tenth_s / 10:,.1f}", "", "")
     header = ("", f"busy {unit}", f"adds {unit}", "share", "limited by")
     lines = table(rows, header=header, footer=total, align="lrrrl", indent="  ")
-    return f"Step time: {_rates(time)}\n{lines}\n{_grounds(time)}"
+    return f"Step time: {_rates(time)}\n{lines}\n{_grounds(time, unit, tenth_s)}"
 
 
 def _row(term: Term, tenths: int, tenth_s: float, step_s: float) -> tuple[str, ...]:
@@ -65,12 +65,11 @@ def _row(term: Term, tenths: int, tenth_s: float, step_s: float) -> tuple[str, .
     return term.name, f"{busy / 10:,.1f}", f"{tenths / 10:,.1f}", share, ", ".join(term.limited_by)
 
 
-def _grounds(time: Document) -> str:
-    """How the figures behind the step are known, and what is most doubtful of it."""
+def _grounds(time: Document, unit: str, tenth_s: float) -> str:
+    """The step's band, and how the figures behind it are known."""
+    low, upper = (time[key] / tenth_s / 10 for key in ("step_s_low", "step_s_upper"))
     shares = ", ".join(f"{share:.0%} {kind}" for kind, share in time["rests_on"].items() if share >= SMALLEST_SHARE)
-    return (
-        f"  8 of 10 runs: {duration(time['step_s_low'])} to {duration(time['step_s_upper'])}; rests on figures {shares}"
-    )
+    return f"  8 of 10 runs: {low:,.1f} to {upper:,.1f} {unit}; rests on figures {shares}"
 
 
 SMALLEST_SHARE = 0.005

@@ -23,7 +23,7 @@ from .step import StepTime
 
 COVERAGE = 0.80
 Z = NormalDist().inv_cdf((1 + COVERAGE) / 2)
-COLLECTIVES = frozenset({"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"})
+COLLECTIVES = frozenset({"all-reduce", "all-gather", "reduce-scatter", "send"})
 HOST_LINKS = frozenset({"host to GPU", "GPU to host", "pageable host memory to GPU"})
 DRIVES = frozenset({"NVMe read", "NVMe write"})
 

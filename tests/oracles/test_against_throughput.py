@@ -27,9 +27,9 @@ pytestmark = pytest.mark.oracle
 LARGEST_MAPE, LARGEST_MEDIAN, LARGEST_BIAS = 10.0, 7.0, 3.0  # percent, dense rows
 LARGEST_OF_A_SOURCE = 20.0
 LEAST_IN_BAND = 80.0
-LARGEST_OF_MIXTURES = 20.0  # 2026-11-25: 17.3 % of 113 rows; their bands hold half of them
-# The goal is 15 % for a run. Reached on 2026-11-25, layouts filled in by the rule: 29.0 %, 8 of 20 within 15 %.
-LARGEST_OF_RUNS, LEAST_RUNS_WITHIN = 31.0, 8
+LARGEST_OF_MIXTURES = 20.0  # 2026-11-25: 17.3 % of 113 rows
+# The goal is 15 % for a run. Reached on 2026-11-25, layouts filled in by the rule: 21.0 %, 10 of 20 within 15 %.
+LARGEST_OF_RUNS, LEAST_RUNS_WITHIN = 22.0, 10
 FOUNDRY = "mosaicml/llm-foundry"
 LARGEST_GROUP_BIAS = 8.0
 # Models of up to 350M parameters are a matter of launches and of the host: 9.3 % too fast.
@@ -75,9 +75,9 @@ def test_every_source_of_dense_rows() -> None:
 
 
 def test_the_band_holds_what_it_says() -> None:
-    """At least 80 % of dense rows lie in the 80 % band."""
+    """At least 80 % of the rows lie in the 80 % band, of dense models as of mixtures of experts."""
     assert figure(dense().within_band_percent) >= LEAST_IN_BAND
-
+    assert figure(mixtures().within_band_percent) >= LEAST_IN_BAND
 
 def test_mixtures() -> None:
     """Mean absolute error of mixtures of experts."""

@@ -211,10 +211,12 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("params", [13e9, 7e9, 1.5e9, 70e9])
 def test_by_hand_comes_as_near_as_the_width_allows(params: float) -> None:
-    """One more unit of MLP width is 3 h L parameters: the count is within half of that."""
+    """64 more units of MLP width are 192 h L parameters: the count is within half of that."""
     layers, hidden = 40, 2560
     model = describe_by_hand(params, layers, hidden)
-    assert abs(model.parameter_count - params) <= 3 * layers * hidden / 2
+    assert abs(model.parameter_count - params) <= 64 * 3 * layers * hidden / 2
+    assert model.blocks[0].mlp is not None
+    assert params < 5e9 or model.blocks[0].mlp.intermediate % 64 == 0
     assert (model.layers, model.hidden, model.vocab) == (layers, hidden, 32000)
     assert model.source.startswith("by hand")
 
