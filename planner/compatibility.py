@@ -28,9 +28,21 @@ class Refusal:
 
     def message(self) -> str:
         """One line for people."""
-        what = " with ".join(f"{key.replace('_', ' ')} {'/'.join(map(str, values))}" for key, values in self.when)
+        what = " with ".join(_words(key, values) for key, values in self.when)
         without = f" without {', '.join(self.absent).replace('_', ' ')}" if self.absent else ""
         return f"{what}{without}: {self.reason} ({self.source}); use {self.instead}"
+
+
+def _words(key: str, values: tuple[object, ...]) -> str:
+    """A condition for people.
+
+    >>> _words("pipeline", (True,)), _words("zero_init", (False,)), _words("zero_stage", (2, 3))
+    ('pipeline', 'no zero init', 'zero stage 2/3')
+    """
+    name = key.replace("_", " ")
+    if isinstance(values[0], bool):
+        return name if values[0] else f"no {name}"
+    return f"{name} {'/'.join(map(str, values))}"
 
 
 @cache

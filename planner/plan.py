@@ -183,6 +183,7 @@ def decision(c: Candidate) -> dict[str, Any]:
         "strategies": list(c.stack.names),
         "micro_batch": c.setting.micro_batch,
         "gradient_accumulation_steps": c.setting.gradient_accumulation_steps,
+        "data_parallel_world_size": c.setting.data_parallel,
         "checkpointed_layers": c.layers,
         "offload_ratio": c.ledger.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("ratio"),
         "hours": c.cost.hours,

@@ -43,6 +43,7 @@ SHAPE: Mapping[str, Any] = {
         "strategies": [_TEXT],
         "micro_batch": _COUNT,
         "gradient_accumulation_steps": _COUNT,
+        "data_parallel_world_size?": _COUNT,
         "checkpointed_layers": _COUNT,
         "offload_ratio?": _NUMBER,
         "hours": _NUMBER,
@@ -69,7 +70,15 @@ SHAPE: Mapping[str, Any] = {
         "step_s_upper?": _NUMBER,
         "rests_on?": _ANY,
         "terms": [
-            {"name": _TEXT, "seconds_per_step": _NUMBER, "exposed_s": _NUMBER, "limited_by": _TEXT, "source": _TEXT}
+            {
+                "name": _TEXT,
+                "seconds_per_step": _NUMBER,
+                "exposed_s": _NUMBER,
+                "limited_by": _TEXT,
+                "figure?": _TEXT,
+                "kind?": _TEXT,
+                "source": _TEXT,
+            }
         ],
     },
     "cost": {

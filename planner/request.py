@@ -154,13 +154,17 @@ class Request:
         )
         return Workload(model=model, tokens=self.tokens, seq_len=self.seq_len, global_batch=self.sequences, run=run)
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Model, *, replica_gpus: int = 1) -> None:
         """Numbers in range, and consistent.
+
+        Args:
+            model: what is trained.
+            replica_gpus: over how many GPUs one replica of it is cut.
 
         Raises:
             InputError: all problems at once.
         """
-        problems = [p for p in (*self._ranges(), *self._contradictions(model)) if p]
+        problems = [p for p in (*self._ranges(), *self._contradictions(model, replica_gpus)) if p]
         if problems:
             raise InputError("; ".join(problems))
 
@@ -198,7 +202,7 @@ class Request:
             found.append(f"--budget: out of range, got {self.budget:g}; allowed is above 0 up to 1e12 dollars")
         return found
 
-    def _contradictions(self, model: Model) -> list[str]:
+    def _contradictions(self, model: Model, replica_gpus: int) -> list[str]:
         found = []
         if model.max_positions and self.seq_len > model.max_positions:
             found.append(
@@ -209,11 +213,12 @@ class Request:
             found.append(
                 f"--gpus {self.gpu_count}x...: more than --max-gpus {self.max_gpus}; raise --max-gpus or ask for fewer"
             )
-        if self.gpu_count and self.sequences % self.gpu_count:
-            near = max(1, round(self.sequences / self.gpu_count)) * self.gpu_count
+        replicas = (self.gpu_count or 0) // replica_gpus
+        if replicas and self.sequences % replicas:
+            near = max(1, round(self.sequences / replicas)) * replicas
+            what = f"{replicas} GPUs" if replica_gpus == 1 else f"{replicas} data-parallel ranks"
             found.append(
-                f"--global-batch {self.sequences}: not micro-batch x {self.gpu_count} GPUs x n; "
-                f"use for example --global-batch {near}"
+                f"--global-batch {self.sequences}: not micro-batch x {what} x n; use for example --global-batch {near}"
             )
         found += self._own_machines()
         if (self.eval_every is None) != (self.eval_tokens is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +19,8 @@ from .table import Measurement, Unsupported
 # Families whose MLP is two matrices, by the word their models' names begin with; all others are gated.
 PLAIN = ("gpt", "mpt", "opt", "falcon", "phi", "stablelm", "nemotron", "bloom", "pythia", "megatron")
 ROTARY = ("falcon", "phi", "stablelm", "nemotron", "pythia")  # of these, those that rotate queries and keys
+MANNER = re.compile(r"\((dropless|w/o MTP)\)", re.IGNORECASE)  # beside a mixture's name: as we take it to be anyway
+DROPS = re.compile(r"\(tokendrop\)", re.IGNORECASE)
 USUAL_HEAD_DIM = 128
 MOST_LAYERS = 10_000
 
@@ -28,7 +31,9 @@ def model_of(row: Measurement) -> Model:
     Raises:
         Unsupported: neither is possible.
     """
-    name = spellings().get(spelling(row.text("model")))
+    if DROPS.search(row.text("model")):
+        raise Unsupported("experts that drop tokens beyond their capacity")
+    name = spellings().get(spelling(MANNER.sub("", row.text("model"))))
     if name is not None:
         known = catalog_model(name)
         if row.whole("layers", known.layers) == known.layers and row.whole("hidden", known.hidden) == known.hidden:
@@ -123,7 +128,7 @@ def _gpt(
 
 @lru_cache(maxsize=512)
 def as_run(model: Model, framework: Framework) -> Model:
-    """The model as a framework writes it: its vocabulary padded, queries, keys and values one projection, where it does so."""
+    """The model as a framework writes it: padded vocabulary, one projection for queries, keys and values."""
     if framework.padded_vocabulary:
         model = with_padded_vocabulary(model)
     if not framework.fused_qkv:

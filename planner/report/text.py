@@ -168,9 +168,11 @@ def _line(device: str, e: Document) -> str:
 
 
 def _term(t: Document) -> str:
+    known = f"  rests on: {t['figure']}, {t['kind']}\n" if t.get("figure") else ""
     return (
         f"{t['name']} (time, {t['limited_by']}): {duration(t['seconds_per_step'])} per step, "
-        f"{duration(t['exposed_s'])} of it lengthen the step\n  source: {t['source'] or 'arithmetic on the work'}"
+        f"{duration(t['exposed_s'])} of it lengthen the step\n"
+        f"{known}  source: {t['source'] or 'arithmetic on the work'}"
     )
 
 

@@ -72,10 +72,12 @@ def _brief(name: str, d: Document) -> str:
 
 def batch(d: Document) -> str:
     """The batch triangle."""
-    size = d["micro_batch"] * d["gradient_accumulation_steps"] * d["gpus"]
+    replicas = d.get("data_parallel_world_size", d["gpus"])
+    ranks = f"{replicas} GPUs" if replicas == d["gpus"] else f"{replicas} data-parallel ranks"
+    size = d["micro_batch"] * d["gradient_accumulation_steps"] * replicas
     return (
         f"{size:,} sequences per step = micro-batch {d['micro_batch']} x accumulation "
-        f"{d['gradient_accumulation_steps']} x {d['gpus']} GPUs"
+        f"{d['gradient_accumulation_steps']} x {ranks}"
     )
 
 

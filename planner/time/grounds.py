@@ -54,8 +54,9 @@ def _ground(resource: Resource, gpu: Gpu, bits: int) -> Ground:
     key = architecture_key(gpu.architecture)
     if resource is Resource.MATMUL:
         return _matmul_ground(gpu, bits)
-    table, name = ("attention", key) if resource is Resource.ATTENTION else TABLES[resource]
-    return _named(table, name)
+    if resource is Resource.ATTENTION:
+        return _named("attention", next((name for name in (gpu.name, key) if has("attention", name)), "other"))
+    return _named(*TABLES[resource])
 
 
 def _matmul_ground(gpu: Gpu, bits: int) -> Ground:

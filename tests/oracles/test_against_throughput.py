@@ -79,6 +79,7 @@ def test_the_band_holds_what_it_says() -> None:
     assert figure(dense().within_band_percent) >= LEAST_IN_BAND
     assert figure(mixtures().within_band_percent) >= LEAST_IN_BAND
 
+
 def test_mixtures() -> None:
     """Mean absolute error of mixtures of experts."""
     assert len(mixtures().scored) >= 110
