@@ -40,8 +40,8 @@ lint: $(TEST_ENV)/.project ## style and format
 
 .PHONY: types
 types: $(TEST_ENV)/.project .typing/trainplan ## mypy --strict, the tests included
-	$(TEST)/mypy -p trainplan.planner -p trainplan.strategies -p trainplan.cli -p trainplan.configs \
-	  -m trainplan -m trainplan.api -m trainplan.__main__
+	$(TEST)/mypy -p trainplan.planner -p trainplan.strategies -p trainplan.api -p trainplan.cli \
+	  -p trainplan.configs -m trainplan -m trainplan.__main__
 	$(TEST)/mypy tests
 
 .PHONY: contracts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .candidate import Candidate, Constraint, constraints, cost_band
+from .candidate import Candidate, Constraint, constraints, cost_band, step_time
 from .compute import model_flops_per_token
 from .emit.deepspeed import ds_config
 from .evaluate import evaluate
@@ -133,13 +133,8 @@ class StackRow:
         }
 
 
-def stack_rows(candidate: Candidate, price: Any) -> tuple[StackRow, ...]:
-    """The baseline and the ledger after each strategy.
-
-    Args:
-        candidate: the decision.
-        price: seconds of a ledger's step on the candidate's machine.
-    """
+def stack_rows(candidate: Candidate) -> tuple[StackRow, ...]:
+    """The baseline and the ledger after each strategy, each with its step on the candidate's machine."""
     strategies, setting = candidate.stack.strategies, candidate.setting
     rows: list[StackRow] = []
     before: dict[str, Any] = {}
@@ -150,7 +145,7 @@ def stack_rows(candidate: Candidate, price: Any) -> tuple[StackRow, ...]:
                 strategy=strategies[count - 1].name if count else "baseline: bf16, AdamW, every rank holds everything",
                 allocated_bytes=ledger.peak(Device.GPU),
                 host_bytes=ledger.peak(Device.HOST) * setting.ranks_per_node,
-                step_s=price(ledger),
+                step_s=step_time(ledger, setting, candidate.offer.node).step_s,
                 deepspeed=_changed(before, ledger.deepspeed),
             )
         )

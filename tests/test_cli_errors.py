@@ -288,7 +288,7 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("trainplan.api.explore", interrupt)
+    monkeypatch.setattr("trainplan.api.searching.explore", interrupt)
     assert run_root(["--model", "70b", "--gpus", "any", "--budget", "--out", "x"]) == 130
     said = capsys.readouterr()
     assert said.out == ""

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 import pytest
 import trainplan
 
-PACKAGES = ("trainplan.planner", "trainplan.strategies", "trainplan.cli", "trainplan.configs")
+PACKAGES = ("trainplan.planner", "trainplan.strategies", "trainplan.api", "trainplan.cli", "trainplan.configs")
 
 
 def modules() -> Iterator[str]:
     """Names of all modules of the package; its root is walked by name, as tests and builds lie beside it."""
     yield "trainplan"
-    yield "trainplan.api"
     for name in PACKAGES:
         yield name
         package = importlib.import_module(name)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trainplan import api
+from trainplan.api.searching import search
 from trainplan.planner.afford import Afford, Answer, afford_model, tokens_per_parameter
 from trainplan.planner.decide import Search
 from trainplan.planner.errors import InputError, NoPlan
@@ -32,7 +33,7 @@ def answers(**options: Any) -> dict[str, Answer]:
 
 def searcher(model: Model, asked: Request, within: bool) -> Search:
     """Explores everything, whatever the limits."""
-    return api._search(model, asked, lambda _: None, asked.allowed)
+    return search(model, asked, lambda _: None, asked.allowed)
 
 
 def among(*names: str, **options: Any) -> Afford:

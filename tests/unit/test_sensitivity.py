@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from trainplan import api
+from trainplan.api.searching import search
 from trainplan.planner.decide import Search, decide
 from trainplan.planner.request import Request
 from trainplan.planner.sensitivity import Outcome, Scenario, Sensitivity, outcome, scenarios, sensitivity, stressed
@@ -20,9 +21,7 @@ ADVERSE = [s.name for s in scenarios() if s.name != "price-down"]
 def searcher(name: str) -> Callable[[Request, Stress, float], Search]:
     """Explores a model's request anew."""
     model = api.load_model(name)
-    return lambda wanted, stress, most: api._search(
-        model, wanted, lambda _: None, wanted.allowed, stress, most_usd=most
-    )
+    return lambda wanted, stress, most: search(model, wanted, lambda _: None, wanted.allowed, stress, most_usd=most)
 
 
 @cache
