@@ -69,7 +69,7 @@ def assessed(
         raise InputError(
             f"--gpus: no count, got {','.join(wanted.gpus)}; an estimate needs a type and a count; write --gpus 8xh100"
         )
-    wanted.check(model)
+    wanted.check(model, replica_gpus=split.ranks)
     method = wanted.methods[0] if wanted.methods else Method.FULL
     family = one_family(facts, replace(choices_of(wanted, model), methods=(method,)), model)
 
@@ -107,7 +107,7 @@ def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, spli
         ranks_per_node=offer.node.gpus,
         micro_batch=micro_batch,
         nvme_path=wanted.nvme_path,
-        split=WHOLE if split == WHOLE else split,
+        split=split,
     )
 
 

@@ -147,7 +147,7 @@ def longest_stage(layers: int, split: Split) -> int:
     """The stage with the most layers; of equals one that is neither first nor last.
 
     >>> longest_stage(80, Split(pipeline=4)), longest_stage(78, Split(pipeline=12)), longest_stage(2, Split(pipeline=2))
-    (1, 1, 0)
+    (1, 2, 0)
     """
     inner = range(1, split.pipeline - 1) or range(1)
     return max(inner, key=lambda index: -int.__sub__(*stage_layers(layers, split, index)))
@@ -173,8 +173,8 @@ def with_padded_vocabulary(model: Model) -> Model:
     own = _padded_rows(model.vocab, 1)
     if own == model.vocab:
         return model
-    tables = (tuple(padded(p) for p in tables) for tables in (model.embedding, model.head))
-    return replace(model, vocab=own, **dict(zip(("embedding", "head"), tables, strict=True)))
+    embedding, head = (tuple(map(padded, tables)) for tables in (model.embedding, model.head))
+    return replace(model, vocab=own, embedding=embedding, head=head)
 
 
 def _own_rows(rows: int, tensor: int) -> int:

@@ -191,4 +191,4 @@ def test_assumptions_say_whose_they_are() -> None:
     assert said["shared storage"] == ("5 GB/s for all nodes", "you")
     assert said["checkpoints"] == ("every 2.0 h", "you")
     assert said["PUE"] == ("1.1", "you")
-    assert said["data and stragglers"][1] == said["evaluation"][1] == "assumed"
+    assert said["data stalls"][1] == said["evaluation"][1] == "assumed"

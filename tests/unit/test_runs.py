@@ -17,7 +17,7 @@ RUN = {
     "id": "7b", "model": "llama-2-7b", "seq_len": "4096", "n_gpus": "128", "gpu": "A100-80GB", "tokens": "1e12",
     "gpu_hours": "80000", "global_batch_tokens": "", "wall_days": "", "parallelism": "", "precision": "bf16",
     "act_ckpt": "", "framework": "", "notes": "", "inferred_fields": "", "tokens_per_s_per_gpu": "",
-    "tflops_per_gpu": "", "tflops_kind": "", "layers": "",
+    "tflops_per_gpu": "", "tflops_kind": "", "layers": "", "heads": "",
 }  # fmt: skip
 
 
@@ -27,10 +27,15 @@ def table_of(*rows: dict[str, str]) -> Table:
     return parse_table("\n".join([",".join(RUN), *lines]).encode(), where="runs.csv")
 
 
+def alike(_: Measurement) -> float:
+    """All layouts are as quick as each other."""
+    return 1.0
+
+
 def run_of(room: int = 10**6, /, **cells: str) -> RunRow:
     """One run, on GPUs that have room for so many sequences per micro-step."""
     (row,) = table_of(cells).rows
-    return as_run(row, lambda found: found.whole("micro_batch") <= room)
+    return as_run(row, lambda found: found.whole("micro_batch") <= room, alike)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +48,38 @@ def run_of(room: int = 10**6, /, **cells: str) -> RunRow:
         ("DDP", 0),
         ("TP4 PP4 DP32", 1),
         ("2D (DP+TP) + ZeRO-1", 1),
-        ("", 3),
+        ("data parallel", 3),
     ],
 )
 def test_sharding_is_read_from_the_words(text: str, stage: int) -> None:
     """As stated; in a pipeline FSDP does not gather again; otherwise ZeRO-1 under a cut and ZeRO-3 without."""
     assert run_of(parallelism=text).row.whole("zero_stage") == stage
+
+
+def test_the_quickest_layout_with_room_where_nothing_is_stated() -> None:
+    """ZeRO-1 and ZeRO-3 on 1 to 8 tensor-parallel ranks, of those that divide heads and GPUs and have room."""
+    row, odd = table_of({"heads": "32"}, {"heads": "32", "n_gpus": "6"}).rows
+
+    def speed(found: Measurement) -> float:
+        return found.whole("tp") + found.whole("zero_stage") / 10
+
+    def chosen(row: Measurement, most_ranks: int) -> tuple[int, int, str]:
+        found = as_run(row, lambda row: row.whole("tp") <= most_ranks, speed).row
+        return found.whole("tp"), found.whole("zero_stage"), found.text("framework")
+
+    assert chosen(row, 8) == (8, 3, "Megatron-LM")
+    assert chosen(row, 3) == (2, 3, "Megatron-LM")
+    assert chosen(row, 1) == (1, 3, "")
+    assert chosen(odd, 8) == (2, 3, "Megatron-LM")
+
+
+def test_a_layout_without_room_is_not_chosen_however_quick() -> None:
+    """And where none has room, the one that cuts most stands."""
+    (row,) = table_of({"heads": "32"}).rows
+    found = as_run(row, lambda found: found.whole("zero_stage") == 1, lambda found: found.whole("zero_stage"))
+    assert found.row.whole("zero_stage") == 1
+    nowhere = as_run(row, lambda _: False, alike).row
+    assert (nowhere.whole("tp"), nowhere.whole("zero_stage")) == (8, 3)
 
 
 def test_degrees_make_the_gpus() -> None:
@@ -73,18 +104,18 @@ def test_the_largest_micro_batch_with_room() -> None:
 def test_checkpointing_only_where_needed() -> None:
     """None where one sequence has room without; the sparest layout where nothing has."""
     (row,) = table_of({}).rows
-    assert as_run(row, lambda _: True).row.text("act_ckpt") == "none"
-    assert as_run(row, lambda found: found.text("act_ckpt") == "full").row.text("act_ckpt") == "full"
-    nowhere = as_run(row, lambda _: False).row
+    assert as_run(row, lambda _: True, alike).row.text("act_ckpt") == "none"
+    assert as_run(row, lambda found: found.text("act_ckpt") == "full", alike).row.text("act_ckpt") == "full"
+    nowhere = as_run(row, lambda _: False, alike).row
     assert (nowhere.text("act_ckpt"), nowhere.whole("micro_batch")) == ("full", 1)
 
 
 def test_gpus_are_doubled_until_it_fits() -> None:
     """Where nobody says how many: nodes of 8."""
     (row,) = table_of({"n_gpus": ""}).rows
-    found = as_run(row, lambda found: found.whole("n_gpus") >= 30)
+    found = as_run(row, lambda found: found.whole("n_gpus") >= 30, alike)
     assert found.row.whole("n_gpus") == 32
-    assert found.assumed.startswith("32 GPUs, ZeRO-3, micro-batch ")
+    assert found.assumed.startswith("32 GPUs, ZeRO-1, micro-batch ")
 
 
 def test_words_for_method_batch_and_offload() -> None:
