@@ -69,6 +69,7 @@ def assessed(
         raise InputError(
             f"--gpus: no count, got {','.join(wanted.gpus)}; an estimate needs a type and a count; write --gpus 8xh100"
         )
+    check_split(model, split, wanted.seq_len, wanted.gpu_count)
     wanted.check(model, replica_gpus=split.ranks)
     method = wanted.methods[0] if wanted.methods else Method.FULL
     family = one_family(facts, replace(choices_of(wanted, model), methods=(method,)), model)
@@ -92,7 +93,6 @@ def assessed(
 
 def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, split: Split) -> Setting:
     gpus = wanted.gpu_count or 0
-    check_split(model, split, wanted.seq_len, gpus)
     copies = gpus // split.ranks
     if not 1 <= micro_batch <= 2**16 or wanted.sequences % (micro_batch * copies):
         fits = max(1, round(wanted.sequences / (micro_batch * copies))) * max(1, micro_batch) * copies
@@ -107,7 +107,7 @@ def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, spli
         ranks_per_node=offer.node.gpus,
         micro_batch=micro_batch,
         nvme_path=wanted.nvme_path,
-        split=split,
+        split=WHOLE if split == WHOLE else split,  # the search asks "is WHOLE", a thousand times a second
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -110,7 +110,12 @@ def estimate(
         InputError: the configuration is illegal or contradicts itself.
     """
     loaded = as_model(model)
-    chosen = wanted or request(gpus=gpus, method=method, **options)
+    chosen = (wanted or request(gpus=gpus, method=method, **options)).suited(loaded)
+    chosen = replace(chosen, max_gpus=max(chosen.max_gpus, chosen.gpu_count or 0))  # they are named, not chosen
+    if offload_optimizer is None and offload_ratio != 1.0:
+        raise InputError(
+            f"--offload-ratio: got {offload_ratio:g} and no --offload-optimizer; give --offload-optimizer cpu as well"
+        )
     layers, on_host = checkpointed(checkpointing, loaded)
     facts = {
         "zero_stage": zero,

@@ -34,7 +34,7 @@ def plan(model: str | Model, *, progress: Progress = silent, wanted: Request | N
     'lora'
     """
     loaded = as_model(model)
-    wanted = wanted or request(**options)
+    wanted = (wanted or request(**options)).suited(loaded)
     searched = search(loaded, wanted, progress)
     progress(f"{len(searched.space.columns)} columns left; solving")
     candidate, choice = decide(searched)

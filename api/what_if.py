@@ -43,7 +43,7 @@ def sensitivity(
     from ..planner.sensitivity import sensitivity as run
 
     loaded = as_model(model)
-    wanted = wanted or request(**options)
+    wanted = (wanted or request(**options)).suited(loaded)
     searched = search(loaded, wanted, progress, wanted.allowed)
 
     def searcher(other: Request, stress: Stress, most_usd: float) -> Search:
@@ -93,7 +93,7 @@ def breakeven(
     from ..planner.quotes import Quotes
 
     loaded = as_model(model)
-    wanted = wanted or request(**options)
+    wanted = (wanted or request(**options)).suited(loaded)
     quotes = Quotes(
         spot_usd_per_gpu_hour=spot_usd_per_gpu_hour,
         reserved_usd_per_gpu_hour=reserved_usd_per_gpu_hour,

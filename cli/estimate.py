@@ -49,7 +49,7 @@ def command(*, as_json: bool, **options: Any) -> None:
     document = {
         **found.to_dict(),
         "model": {**model_row(found.candidate), "note": named.note},
-        "assumptions": assumptions(wanted, found.candidate),
+        "assumptions": assumptions(found.request, found.candidate),
     }
     click.echo(json.dumps(document, indent=2) if as_json else estimate_text(document))
 

@@ -59,6 +59,7 @@ class Field:
 TEXT, FLAG, COUNT, NUMBER, TEXTS = Field(str), Field(bool), Field(int), Field(float), Field(tuple)
 MAYBE_TEXT, MAYBE_COUNT, MAYBE_NUMBER = Field(str, False), Field(int, False), Field(float, False)
 MAYBE_FLAG = Field(bool, False)
+HOST_GIB = Field(float, False, most=65_536.0)  # of one node; MiB typed for GiB are refused
 
 SOURCE_FIELDS = {"citation": TEXT, "date": TEXT}
 GPU_FIELDS = {
@@ -94,7 +95,7 @@ OFFER_FIELDS = {
     "gpu": TEXT,
     "gpus": Field(int, most=MOST_GPUS),
     "vcpus": MAYBE_COUNT,
-    "host_memory_gib": MAYBE_NUMBER,
+    "host_memory_gib": HOST_GIB,
     "nvme_tb": MAYBE_NUMBER,
     "internode_gbit_per_s": MAYBE_NUMBER,
     "on_demand_usd_per_hour": MAYBE_NUMBER,
@@ -188,6 +189,11 @@ def read_gpus(text: str, *, where: str) -> tuple[Gpu, ...]:
     return tuple(_gpu(row, sources) for _, row in rows)
 
 
+def _all_name_clouds(rows: object) -> bool:
+    """Whether every offer says whose it is, right or wrong otherwise."""
+    return isinstance(rows, list) and all(isinstance(row, dict) and "cloud" in row for row in rows)
+
+
 def read_offers(
     text: str, *, where: str, find: Callable[[str], Gpu], most_bytes: int = LARGEST_FILE_BYTES
 ) -> tuple[tuple[Offer, ...], tuple[Rejected, ...]]:
@@ -206,7 +212,8 @@ def read_offers(
     sources, problems = _sources(table, TABLES)
     rows = _rows(table, "offers", OFFER_FIELDS, problems, text)
     refused = _rows(table, "rejected", REJECTED_FIELDS, problems, text)
-    clouded = "cloud" not in table and bool(rows) and not refused and all("cloud" in row for _, row in rows)
+    listed = table.get("offers")
+    clouded = "cloud" not in table and not refused and bool(listed) and _all_name_clouds(listed)
     problems += [] if clouded else _problem("cloud", table.get("cloud"), TEXT)
     problems += _problem("currency", table.get("currency", USD), Field(str, among=(USD,)))
     terms, found = _terms(table)

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .ledger import Item, Ledger
+from .parallel import WHOLE
+from .states import trained_tensors
 from .transform import Setting
 
 STATES = (Item.MASTER, Item.MOMENTS)
@@ -50,16 +52,21 @@ def checkpoint(ledger: Ledger, setting: Setting) -> Checkpoint:
     """One checkpoint of a finished ledger.
 
     Formula: e N + (e N at stages 0 to 2) + ranks x (master + moments of one rank); at stage 0 the states once. N
-    trained elements, e bytes of one in training precision; where the model is cut, of all its parts, each as large as
-    the one looked at.
+    trained elements, e bytes of one in training precision. Where the model is cut, N is that of all of it, and its
+    states are to N as those of the part looked at are to the elements that its ranks hold together.
     """
-    parts = setting.split.tensor * setting.split.pipeline
-    weights = ledger.computation.precision.bytes * ledger.trainable.total * parts
     sharded = bool(ledger.stage)
-    states = sum(e.bytes for e in ledger.entries if e.item in STATES)
+    states = sum(e.bytes for e in ledger.entries if e.item in STATES) * (setting.world_size if sharded else 1)
+    elements = ledger.trainable.total
+    if setting.split is not WHOLE:
+        elements = trained_tensors(setting.workload.model, ledger.computation.adapters).total
+        shared, experts = ledger.trainable.parts
+        held = shared.total + experts.total * (setting.split.expert if sharded else 1)
+        states = round(states * elements / held) if held else 0
+    weights = ledger.computation.precision.bytes * elements
     return Checkpoint(
         weights_bytes=weights,
         module_bytes=0 if ledger.stage == 3 else weights,
-        states_bytes=states * parts * (setting.world_size if sharded else 1),
+        states_bytes=states,
         sharded=sharded,
     )

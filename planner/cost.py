@@ -70,7 +70,8 @@ def run_cost(
     gpus = nodes * offer.node.gpus
     run = whole_run(workload, offer.node, nodes, offer.tier, saved, step_s, evaluation_s)
     usd = run_cost_usd(offer, nodes, run.hours)
-    kwh = run_kwh(offer.node.gpu, gpus, run.hours, workload.run.pue)
+    each = workload.run.power_kw_per_node
+    kwh = run_kwh(offer.node.gpu, gpus, run.hours, workload.run.pue, None if each is None else nodes * each)
     return Cost(
         hours=run.hours,
         node_hours=nodes * run.hours,

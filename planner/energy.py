@@ -8,7 +8,9 @@ from .hardware import Gpu
 WATTS_PER_KW = 1000.0
 
 
-def run_kwh(gpu: Gpu, gpus: int, hours: float, pue: float | None = None) -> float | None:
+def run_kwh(
+    gpu: Gpu, gpus: int, hours: float, pue: float | None = None, machines_kw: float | None = None
+) -> float | None:
     """Electricity of so many GPUs over so many hours; None where the GPU's power is unknown.
 
     Formula: GPUs x TDP x share under load x (1 + host's share) x PUE x hours. Waiting is counted as training.
@@ -18,6 +20,7 @@ def run_kwh(gpu: Gpu, gpus: int, hours: float, pue: float | None = None) -> floa
         gpus: in the whole cluster, idle ones included.
         hours: from start to end.
         pue: power usage effectiveness; None: that of configs/run.toml.
+        machines_kw: what all machines draw, where the user says so; None: from the TDP.
 
     Returns:
         kWh.
@@ -28,11 +31,15 @@ def run_kwh(gpu: Gpu, gpus: int, hours: float, pue: float | None = None) -> floa
     >>> from .catalog import find_gpu
     >>> round(run_kwh(find_gpu("h100"), 8, 1.0, pue=1.0), 2)  # 7.75 kW, as measured on a node
     7.76
+    >>> run_kwh(find_gpu("h100"), 8, 2.0, pue=1.5, machines_kw=10.0)
+    30.0
     """
-    if gpu.tdp_w is None:
-        return None
-    machines_w = gpus * gpu.tdp_w * value("power", "gpu_share") * (1 + value("power", "host_share"))
-    return machines_w / WATTS_PER_KW * hours * (value("power", "pue") if pue is None else pue)
+    if machines_kw is None:
+        if gpu.tdp_w is None:
+            return None
+        machines_w = gpus * gpu.tdp_w * value("power", "gpu_share") * (1 + value("power", "host_share"))
+        machines_kw = machines_w / WATTS_PER_KW
+    return machines_kw * hours * (value("power", "pue") if pue is None else pue)
 
 
 def run_kgco2(kwh: float | None, grid_kgco2_per_kwh: float | None) -> float | None:

@@ -146,24 +146,48 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Tensors:
-    """The element counts of a set of tensors, in the order DeepSpeed flattens them; compared by identity."""
+    """The element counts of a set of tensors, in the order DeepSpeed flattens them; compared by identity.
+
+    Args:
+        numels: of tensors that all ranks have.
+        experts: of those that a rank shares with few others, as experts are spread.
+        expert_ranks: x, ranks with different experts; d / x have the same.
+    """
 
     numels: tuple[int, ...]
+    experts: tuple[int, ...] = ()
+    expert_ranks: int = 1
 
     @cached_property
     def total(self) -> int:
         """Elements of all tensors."""
-        return sum(self.numels)
+        return sum(self.numels) + sum(self.experts)
 
     @cached_property
     def largest(self) -> int:
         """Elements of the largest tensor; 0 for none."""
-        return max(self.numels, default=0)
+        return max((*self.numels, *self.experts), default=0)
 
     @cached_property
     def histogram(self) -> tuple[tuple[int, int], ...]:
         """(numel, how many tensors have it)."""
-        return tuple(Counter(self.numels).items())
+        return tuple(Counter((*self.numels, *self.experts)).items())
+
+    @cached_property
+    def parts(self) -> tuple[Tensors, Tensors]:
+        """Tensors of all ranks, and the experts', which DeepSpeed and Megatron cut apart from each other."""
+        return Tensors(self.numels), Tensors(self.experts)
+
+    def groups(self, ranks: int) -> tuple[tuple[Tensors, int], ...]:
+        """Tensors that are cut together, and over how many of so many ranks.
+
+        >>> [(t.numels, ranks) for t, ranks in Tensors((6,), (8, 8), expert_ranks=4).groups(16)]
+        [((6,), 16), ((8, 8), 4)]
+        """
+        if not self.experts:
+            return ((self, ranks),)
+        shared, experts = self.parts
+        return (shared, ranks), (experts, max(1, ranks // self.expert_ranks))
 
 
 @lru_cache(maxsize=8192)
@@ -177,8 +201,31 @@ def flat_partition(tensors: Tensors, ranks: int, alignment: int = 2) -> int:
     >>> flat_partition(Tensors((5, 4)), 2)  # 9 elements padded to 12
     6
     """
-    block = alignment * ranks
-    return -(-tensors.total // block) * block // ranks
+    return sum(-(-t.total // (alignment * r)) * alignment for t, r in tensors.groups(ranks))
+
+
+@lru_cache(maxsize=8192)
+def flat_elements(tensors: Tensors, ranks: int) -> int:
+    """Elements of the whole flat buffer that one rank's slice is cut from.
+
+    >>> flat_elements(Tensors((5, 4)), 2)
+    12
+    """
+    return sum(flat_partition(t, r) * r for t, r in tensors.groups(ranks))
+
+
+@lru_cache(maxsize=8192)
+def moved_elements(tensors: Tensors, ranks: int) -> float:
+    """Elements whose ring over all ranks takes as long as the tensors' own rings: experts' have fewer ranks.
+
+    Formula: sum over groups of N (1 - 1 / r) / (1 - 1 / d), r the ranks that a group is cut over.
+
+    >>> moved_elements(Tensors((5, 4)), 2), moved_elements(Tensors((6,), (8,), expert_ranks=2), 2)
+    (9.0, 6.0)
+    """
+    if not tensors.experts or ranks == 1:
+        return float(tensors.total)
+    return sum(t.total * (1 - 1 / r) / (1 - 1 / ranks) for t, r in tensors.groups(ranks))
 
 
 @lru_cache(maxsize=8192)
@@ -191,7 +238,7 @@ def tensor_partition(tensors: Tensors, ranks: int) -> int:
     >>> tensor_partition(Tensors((5, 4)), 2)
     5
     """
-    return sum(-(-numel // ranks) * count for numel, count in tensors.histogram)
+    return sum(-(-numel // r) * count for t, r in tensors.groups(ranks) for numel, count in t.histogram)
 
 
 @lru_cache(maxsize=8192)
@@ -207,6 +254,10 @@ def touched(tensors: Tensors, ranks: int, *, padded: bool = False) -> int:
     >>> touched(Tensors((6, 3)), 1, padded=True)  # 9 elements padded to 10
     10
     """
+    return sum(_touched(t, r, padded=padded) for t, r in tensors.groups(ranks))
+
+
+def _touched(tensors: Tensors, ranks: int, *, padded: bool) -> int:
     if not tensors.numels:
         return 0
     ends = np.cumsum(np.asarray(tensors.numels, dtype=np.int64))

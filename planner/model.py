@@ -166,6 +166,7 @@ class Model:
     max_positions: int = 0  # 0: not limited by a table
     final_norm: NormStyle = NormStyle.RMS
     logits_soft_cap: bool = False
+    expert_ranks: int = 1  # ranks over which each layer's experts are spread; the shapes are one rank's
     source: str = ""  # where the architecture was read: a file, a hub id, a catalog row, flags
     config: dict[str, object] = field(default_factory=dict, repr=False, compare=False, hash=False)  # config.json's keys
 

@@ -122,6 +122,7 @@ def stage(model: Model, split: Split, index: int) -> Model:
         embedding=tables if first else tables[:1] if last and model.tied else (),
         blocks=tuple(cut[id(block)] for block in own),
         head=head if last else (),
+        expert_ranks=split.expert,
     )
 
 

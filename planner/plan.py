@@ -319,6 +319,7 @@ def time_document(c: Candidate) -> dict[str, Any]:
                 "seconds_per_step": t.seconds_per_step,
                 "exposed_s": t.exposed_s,
                 "limited_by": t.limited_by,
+                "amount": t.amount,
                 "figure": t.ground.figure,
                 "kind": t.ground.kind,
                 "source": t.ground.source,

@@ -75,6 +75,7 @@ SHAPE: Mapping[str, Any] = {
                 "seconds_per_step": _NUMBER,
                 "exposed_s": _NUMBER,
                 "limited_by": _TEXT,
+                "amount?": _NUMBER,
                 "figure?": _TEXT,
                 "kind?": _TEXT,
                 "source": _TEXT,

@@ -9,6 +9,7 @@ from typing import Any
 
 from .billing import PLAIN, Terms
 from .catalog_files import (
+    HOST_GIB,
     MAYBE_COUNT,
     MAYBE_NUMBER,
     MAYBE_TEXT,
@@ -37,7 +38,7 @@ FIELDS: Mapping[str, Field] = {
     "gpu": TEXT,
     "gpus": Field(int, most=MOST_GPUS),
     "vcpus": MAYBE_COUNT,
-    "host_memory_gib": MAYBE_NUMBER,
+    "host_memory_gib": HOST_GIB,
     "nvme_tb": MAYBE_NUMBER,
     NETWORK: MAYBE_NUMBER,
     "tier": Field(str, among=tuple(tier.value for tier in PRICED)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .billing import Ownership
@@ -34,7 +34,7 @@ LARGEST = {
 }
 LARGEST_AMOUNT = {  # of numbers above 0
     "price_usd_per_gpu_hour": 1e4,
-    "host_memory_gib": 1e6,
+    "host_memory_gib": 65_536.0,
     "internode_gbps": 1e6,
     "capital_usd_per_node": 1e9,
     "years": 50.0,
@@ -151,8 +151,15 @@ class Request:
             mtbf_gpu_hours=self.mtbf_gpu_hours,
             grid_kgco2_per_kwh=self.grid_kgco2_per_kwh,
             pue=self.pue,
+            power_kw_per_node=self.power_kw_per_node,
         )
         return Workload(model=model, tokens=self.tokens, seq_len=self.seq_len, global_batch=self.sequences, run=run)
+
+    def suited(self, model: Model) -> Request:
+        """With sequences as long as the model's positions where the default is longer."""
+        if "seq_len" in self.given or not 0 < model.max_positions < self.seq_len:
+            return self
+        return replace(self, seq_len=model.max_positions)
 
     def check(self, model: Model, *, replica_gpus: int = 1) -> None:
         """Numbers in range, and consistent.

@@ -14,6 +14,7 @@ from .terms_files import constant
 DATED = re.compile(r"(20\d\d)-(\d\d)(?:-(\d\d))?\b")
 OWN = "as given"  # date of a price that the user states for this very run
 UNDATED = "undated"
+TO_COME = "dated in the future"
 LARGEST_EPOCH_S = 4e9
 
 
@@ -41,7 +42,7 @@ def priced_on(text: str) -> date | None:
 
 
 def flag(text: str, on: date | None = None) -> str:
-    """What must be said about a price of this date: that it is undated or old; nothing of a fresh one or one's own.
+    """What must be said about a price of this date: that it is undated, old or to come; nothing of a fresh or own one.
 
     Args:
         text: the date as the source states it.
@@ -51,6 +52,8 @@ def flag(text: str, on: date | None = None) -> str:
     ('', '91 days old')
     >>> flag("undated snapshot", date(2026, 4, 2)), flag("as given")
     ('undated', '')
+    >>> flag("2026-04-03", date(2026, 4, 2))
+    'dated in the future'
     """
     if text == OWN:
         return ""
@@ -58,6 +61,8 @@ def flag(text: str, on: date | None = None) -> str:
     if day is None:
         return UNDATED
     days = ((on or today()) - day).days
+    if days < 0:
+        return TO_COME
     return f"{days} days old" if days > constant("stale_after_days").value else ""
 
 
@@ -82,5 +87,7 @@ def remark(text: str, on: date | None = None) -> str:
         return ""
     if found == UNDATED:
         return "this price is undated, so it may be old: check it with the seller"
+    if found == TO_COME:
+        return "this price is dated in the future, which no price list is: check its date"
     limit = constant("stale_after_days").value
     return f"this price is {found}, and prices older than {limit:g} days are flagged: check it with the seller"

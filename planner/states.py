@@ -23,6 +23,7 @@ from .ledger import (
     Ledger,
     Phase,
     Tensors,
+    moved_elements,
     tensor_partition,
 )
 from .model import Model, Parameter, ParameterKind
@@ -68,10 +69,18 @@ def trained_tensors(model: Model, adapters: Adapters | None) -> Tensors:
     An adapter of rank r on a weight of fan_in x fan_out is A (r x fan_in) and B (fan_out x r).
     """
     if adapters is None:
-        return Tensors(tuple(p.numel for p in model.parameters))
+        return _tensors(model, model.parameters)
     return Tensors(
         tuple(n for block in model.blocks for p in adapters.adapted(block) for n in _adapter(p, adapters.rank))
     )
+
+
+def _tensors(model: Model, parameters: tuple[Parameter, ...]) -> Tensors:
+    """Those of a rank; its experts apart where they are spread over ranks."""
+    if model.expert_ranks == 1:
+        return Tensors(tuple(p.numel for p in parameters))
+    shared = tuple(p.numel for p in parameters if p.kind is not ParameterKind.EXPERTS)
+    return Tensors(shared, tuple(p.numel for p in parameters if p.kind is ParameterKind.EXPERTS), model.expert_ranks)
 
 
 def _adapter(weight: Parameter, rank: int) -> tuple[int, int]:
@@ -81,14 +90,14 @@ def _adapter(weight: Parameter, rank: int) -> tuple[int, int]:
 @lru_cache(maxsize=64)
 def frozen_tensors(model: Model) -> Tensors:
     """Element counts of the base model under LoRA."""
-    return Tensors(tuple(p.numel for p in model.parameters))
+    return _tensors(model, model.parameters)
 
 
 @lru_cache(maxsize=64)
 def unquantized_tensors(model: Model) -> Tensors:
     """What bitsandbytes leaves in 16 bit: everything but the nn.Linear weights of the blocks."""
-    block = tuple(p.numel for b in model.blocks for p in b.parameters if p.kind is not ParameterKind.LINEAR)
-    return Tensors(tuple(p.numel for p in model.embedding) + block + tuple(p.numel for p in model.head))
+    block = tuple(p for b in model.blocks for p in b.parameters if p.kind is not ParameterKind.LINEAR)
+    return _tensors(model, (*model.embedding, *block, *model.head))
 
 
 @lru_cache(maxsize=64)
@@ -121,8 +130,8 @@ def sub_groups(tensors: Tensors, ranks: int, size: int) -> tuple[int, ...]:
     if size >= tensor_partition(tensors, ranks):
         return (tensor_partition(tensors, ranks),)
     groups, filled = [], 0
-    for numel in tensors.numels:
-        filled += -(-numel // ranks)
+    for numel, over in ((numel, r) for t, r in tensors.groups(ranks) for numel in t.numels):
+        filled += -(-numel // over)
         if filled >= size:
             groups.append(filled)
             filled = 0
@@ -273,7 +282,7 @@ def replicated(ledger: Ledger, setting: Setting) -> Ledger:
             Work(
                 name=GRADIENT_ALL_REDUCE,
                 resource=Resource.ALL_REDUCE,
-                amount=e * n,
+                amount=e * moved_elements(ledger.trainable, setting.world_size),
                 when=When.STEP,
                 once=True,
                 message_bytes=e * min(n, ALL_REDUCE_BUCKET_ELEMENTS),

@@ -44,6 +44,7 @@ class RunOptions:
     mtbf_gpu_hours: float | None = None
     grid_kgco2_per_kwh: float | None = None  # None: emissions are not computed
     pue: float | None = None
+    power_kw_per_node: float | None = None  # that a machine of the user's draws
     failures: float = 1.0  # and interruptions: times as often as assumed
     spot_interruption_h: float | None = None  # hours between interruptions of one spot node
 

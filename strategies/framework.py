@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..planner.frameworks import Layout
-from ..planner.ledger import ALWAYS, BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
+from ..planner.ledger import (
+    ALWAYS,
+    BACKWARDS,
+    Certainty,
+    Device,
+    Entry,
+    Item,
+    Ledger,
+    Phase,
+    Tensors,
+    moved_elements,
+    tensor_partition,
+)
 from ..planner.states import (
     OPTIMIZER_UPDATE,
     gradient_phases,
@@ -55,9 +67,10 @@ class FrameworkStates:
     def _traffic(self, ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
         """Gathers per micro-step where weights are cut, one reduction of gradients, the update."""
         layout, n, e = self.layout, ledger.trainable.total, ledger.computation.precision.bytes
-        everything = float(e * (n + ledger.frozen.total) + ledger.bytes_of(Item.QUANTIZED))
+        moved = [moved_elements(tensors, setting.world_size) for tensors in (ledger.trainable, ledger.frozen)]
+        everything = float(e * sum(moved) + ledger.bytes_of(Item.QUANTIZED))
         unit = everything / (setting.model.layers + 1)
-        gradients = float((layout.reduced or layout.gradients) * n)
+        gradients = (layout.reduced or layout.gradients) * moved[0]
         cut = layout.weight_shards > 1
         bits = ledger.computation.kernels.matmul_bits if layout.overlapped else 0
         everything *= bits / BITS_16 if bits else 1.0  # the framework gathers weights as they are multiplied
@@ -84,7 +97,7 @@ class FrameworkStates:
             Work(
                 name="gather updated weights",
                 resource=Resource.ALL_GATHER,
-                amount=float(e * n) if layout.state_shards > 1 and not cut else 0.0,
+                amount=e * moved[0] if layout.state_shards > 1 and not cut else 0.0,
                 when=When.FORWARD if layout.overlapped else When.STEP,
                 once=True,
                 side=layout.overlapped,
@@ -93,7 +106,7 @@ class FrameworkStates:
             Work(
                 name=OPTIMIZER_UPDATE,
                 resource=Resource.MEMORY,
-                amount=update_traffic_bytes(ledger, -(-n // layout.state_shards)),
+                amount=update_traffic_bytes(ledger, tensor_partition(ledger.trainable, layout.state_shards)),
                 when=When.STEP,
                 once=True,
             ),
@@ -107,17 +120,17 @@ class FrameworkStates:
         return tuple(replace(line, device=Device.HOST) if line in moved else line for line in lines)
 
     def _resident(self, ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
-        layout, n, e = self.layout, ledger.trainable.total, ledger.computation.precision.bytes
+        layout, n, e = self.layout, ledger.trainable, ledger.computation.precision.bytes
         waiting = ALWAYS if layout.held else gradient_phases(setting)
         later = tuple(p for p in ALWAYS if p is not Phase.START)
         return (
-            _line(Item.WEIGHTS, layout.weights * n, layout.weight_shards),
-            _line(Item.FROZEN, e * ledger.frozen.total, layout.weight_shards),
+            _cut(Item.WEIGHTS, layout.weights, n, layout.weight_shards),
+            _cut(Item.FROZEN, e, ledger.frozen, layout.weight_shards),
             _line(Item.QUANTIZED, ledger.bytes_of(Item.QUANTIZED), layout.weight_shards),
-            _line(Item.MASTER, layout.master * n, layout.state_shards),
-            _line(Item.MOMENTS, round(layout.states * n), layout.state_shards, later),
-            _line(Item.GRADIENTS, layout.gradients * n, layout.gradient_shards, waiting),
-            _line(Item.STEP_TEMPORARIES, layout.step * n, layout.state_shards, (Phase.STEP,)),
+            _cut(Item.MASTER, layout.master, n, layout.state_shards),
+            _cut(Item.MOMENTS, layout.states, n, layout.state_shards, later),
+            _cut(Item.GRADIENTS, layout.gradients, n, layout.gradient_shards, waiting),
+            _cut(Item.STEP_TEMPORARIES, layout.step, n, layout.state_shards, (Phase.STEP,)),
             _line(Item.REDUCE_BUCKET, layout.bucket_bytes, 1),
         )
 
@@ -139,6 +152,15 @@ class FrameworkStates:
             _line(Item.IN_FLIGHT, 0 if layout.held else in_flight_bytes(ledger, setting), 1, in_flight_phases(ledger)),
             _line(Item.FLATTENING, everything if beside else 0, 1),
         )
+
+
+def _cut(item: Item, each: float, tensors: Tensors, shards: int, phases: tuple[Phase, ...] = ALWAYS) -> Entry:
+    """So many bytes of each element, cut over the ranks that share it."""
+    whole, own = (
+        sum(-(-round(each * t.total) // over) for t, over in groups)
+        for groups in (tensors.groups(1), tensors.groups(shards))
+    )
+    return replace(_line(item, whole, shards, phases), bytes=own)
 
 
 def _line(item: Item, size: int, shards: int, phases: tuple[Phase, ...] = ALWAYS) -> Entry:

@@ -64,10 +64,11 @@ class ModelParallel:
 
     @property
     def name(self) -> str:
-        """All sizes above one: "tensor-8-pipeline-4"."""
-        sizes = {"tensor": self.split.tensor, "pipeline": self.split.pipeline, "context": self.split.context}
-        sizes["expert"] = self.split.expert
-        return "-".join(f"{name}-{size}" for name, size in sizes.items() if size > 1) or "whole"
+        """All sizes above one: "tensor-8-sequence-pipeline-4x5": 5 chunks a stage."""
+        split = self.split
+        sizes = {"tensor": split.tensor, "pipeline": split.pipeline, "context": split.context, "expert": split.expert}
+        more = {"tensor": "-sequence" * split.sequence, "pipeline": f"x{split.virtual}" * (split.virtual > 1)}
+        return "-".join(f"{name}-{n}{more.get(name, '')}" for name, n in sizes.items() if n > 1) or "whole"
 
     @property
     def facts(self) -> Mapping[str, object]:
@@ -215,6 +216,8 @@ def _ranks_problems(model: Model, split: Split, gpus: int) -> list[str]:
         found.append(f"{split.virtual} pipeline chunks without a pipeline")
     if split.virtual * split.pipeline > model.layers:
         found.append(f"{split.pipeline} stages of {split.virtual} chunks for {model.layers} layers")
+    elif split.virtual > 1 and all((model.layers + ends) % (split.pipeline * split.virtual) for ends in (0, 2)):
+        found.append(f"{split.pipeline} stages of {split.virtual} chunks do not divide {model.layers} layers")
     if split.sequence and split.tensor == 1:
         found.append("sequence parallelism without tensor parallelism")
     if split.expert > 1 and not any(b.mlp is not None and b.mlp.experts for b, _ in model.distinct_blocks):

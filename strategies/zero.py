@@ -33,7 +33,9 @@ from ..planner.ledger import (
     Ledger,
     Phase,
     Tensors,
+    flat_elements,
     flat_partition,
+    moved_elements,
     tensor_partition,
     touched,
 )
@@ -131,8 +133,8 @@ def _stage1_fp32(ledger: Ledger, setting: Setting) -> Ledger:
         DeepSpeed 0.19.8 runtime/engine.py, _do_optimizer_sanity_check; runtime/bf16_optimizer.py; walked.
     """
     e, d, n = ledger.computation.precision.bytes, setting.world_size, ledger.trainable.total
-    flat = flat_partition(ledger.trainable, d) * d
-    updating = round(ledger.optimizer.step_bytes * (flat // d))
+    flat, part = flat_elements(ledger.trainable, d), flat_partition(ledger.trainable, d)
+    updating = round(ledger.optimizer.step_bytes * part)
     states = _flat_states(ledger, setting, bucket_phases=())
     return (
         states.without(Item.STEP_TEMPORARIES, Item.FLATTENING, Item.REDUCE_BUCKET)
@@ -188,7 +190,7 @@ def _union(left: tuple[Phase, ...], right: tuple[Phase, ...]) -> tuple[Phase, ..
 def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase, ...]) -> Ledger:
     """What stages 1 and 2 share: flat weights, one slice of master and states, the double bucket, the step's copies."""
     e, d = ledger.computation.precision.bytes, setting.world_size
-    part = flat_partition(ledger.trainable, d)
+    part, flat = flat_partition(ledger.trainable, d), flat_elements(ledger.trainable, d)
     bucket, largest = reduce_bucket_elements(setting.model), ledger.trainable.largest
     copies = FP32 if e == FP32 else e + FP32  # flattened, then cast to fp32: no second copy where it is fp32 already
     freed = e * touched(ledger.trainable, d, padded=True)  # 16-bit gradients are gone once they are flattened
@@ -197,7 +199,7 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
     why = f"{part:,} elements: {ledger.trainable.total:,} / {d} ranks, padded"
     return (
         ledger.plus(
-            Entry(Item.WEIGHTS, Device.GPU, e * part * d, ALWAYS, f"{e} B x {part * d:,} elements, flat"),
+            Entry(Item.WEIGHTS, Device.GPU, e * flat, ALWAYS, f"{e} B x {flat:,} elements, flat"),
             Entry(
                 Item.FROZEN,
                 Device.GPU,
@@ -208,7 +210,7 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
             Entry(
                 Item.FLATTENING,
                 Device.GPU,
-                max(e * part * d - FP32 * part, FP32 * part),
+                max(e * flat - FP32 * part, FP32 * part),
                 (Phase.START,),
                 "the module beside its flat copy, before the master; or fp32 zeros of the slice, after it",
             ),
@@ -257,7 +259,7 @@ def _reduction(ledger: Ledger, setting: Setting, *, once: bool) -> Work:
     return Work(
         name=GRADIENT_ALL_REDUCE,
         resource=Resource.ALL_REDUCE,
-        amount=e * ledger.trainable.total,
+        amount=e * moved_elements(ledger.trainable, setting.world_size),
         when=When.BACKWARD,
         once=once,
         side=True,
@@ -270,7 +272,7 @@ def _weights_gather(ledger: Ledger, setting: Setting) -> Work:
     return Work(
         name="all-gather updated weights",
         resource=Resource.ALL_GATHER,
-        amount=ledger.computation.precision.bytes * ledger.trainable.total,
+        amount=ledger.computation.precision.bytes * moved_elements(ledger.trainable, setting.world_size),
         when=When.STEP,
         once=True,
         source="DeepSpeed 0.19.8: one gather per group, allgather_bucket_size is not used",
@@ -344,7 +346,8 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
 def _stage3_traffic(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
     """Gather for forward, gather for backward, reduce-scatter: all per micro-step."""
     e, model = ledger.computation.precision.bytes, setting.model
-    everything = e * (ledger.trainable.total + ledger.frozen.total) + ledger.bytes_of(Item.QUANTIZED)
+    moved = [moved_elements(tensors, setting.world_size) for tensors in (ledger.trainable, ledger.frozen)]
+    everything = e * sum(moved) + ledger.bytes_of(Item.QUANTIZED)
     kept = e * min(live_elements(model), ledger.trainable.total + ledger.frozen.total)
     message = float(e * layer_elements(model))
     gather = Work(
@@ -361,7 +364,7 @@ def _stage3_traffic(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
         gather,
         name="reduce-scatter gradients",
         resource=Resource.REDUCE_SCATTER,
-        amount=e * ledger.trainable.total,
+        amount=e * moved[0],
         when=When.BACKWARD,
         message_bytes=float(e * min(reduce_bucket_elements(model), ledger.trainable.total)),
     )

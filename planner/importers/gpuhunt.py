@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .guards import machine_of, offered
-from .listed import Imported, Listed, Machine, Noted, Source
+from .listed import Imported, Listed, Machine, Noted, Reason, Source
 from .table import day_of, number, rows_of, text
 
 COLUMNS = ("instance_name", "location", "price", "cpu", "memory", "gpu_count", "gpu_name", "gpu_memory", "spot")
@@ -75,7 +75,11 @@ def _rows(path: Path, noted: list[Noted]) -> Iterator[tuple[bool, Listed]]:
     """Each row, and whether it is a spot price, which stands where on-demand prices do."""
     cloud = CLOUDS.get(path.stem, path.stem)
     for line, cells in rows_of(path, path.name, COLUMNS, noted):
-        spot, price = text(cells, "spot").lower() == "true", number(cells, "price")
+        paid = text(cells, "spot").lower()
+        if paid not in ("true", "false"):
+            noted.append(Noted(reason=Reason.UNREADABLE, where=f"{path.name} line {line}", what=f"spot {paid[:20]!r}"))
+            continue
+        spot, price = paid == "true", number(cells, "price")
         yield (
             spot,
             Listed(

@@ -146,7 +146,7 @@ def _told_apart(group: Sequence[Machine]) -> list[Machine]:
 
 def _offered(group: Sequence[Machine], noted: list[Noted]) -> list[Priced]:
     """Prices of one machine in all its zones and regions."""
-    sold = _by_region(Tier.ON_DEMAND, [(m, m.on_demand) for m in _without_flex(group, noted)])
+    sold = _by_region(Tier.ON_DEMAND, [(m, m.on_demand) for m in _not_far_below(group, noted)])
     most = {p.region: p.usd_per_hour for p in sold}
     interruptible: list[tuple[Machine, float | None]] = []
     for m in _without_outlier(group, noted):
@@ -158,15 +158,17 @@ def _offered(group: Sequence[Machine], noted: list[Noted]) -> list[Priced]:
     return _one_for_all(sold) + _one_for_all(_by_region(Tier.SPOT, interruptible))
 
 
-def _without_flex(group: Sequence[Machine], noted: list[Noted]) -> list[Machine]:
-    """On-demand prices that are not another product's."""
-    prices = [m.on_demand for m in group if m.on_demand is not None]
-    if not prices or not among(group[0].listed.cloud, "flex_in_on_demand"):
+def _not_far_below(group: Sequence[Machine], noted: list[Noted]) -> list[Machine]:
+    """On-demand prices that may be the same machine's: neither another product's nor a slip of the pen."""
+    cloud, prices = group[0].listed.cloud, [m.on_demand for m in group if m.on_demand is not None]
+    if not prices or among(cloud, "marketplaces"):
         return list(group)
-    least = threshold("flex_share") * max(prices)
+    queued = among(cloud, "flex_in_on_demand")
+    least = threshold("flex_share" if queued else "region_share") * max(prices)
     for m in group:
         if m.on_demand is not None and m.on_demand < least:
-            _note(noted, Reason.FLEX, m.listed, f"on-demand {m.on_demand:g}, elsewhere {max(prices):g}")
+            reason = Reason.FLEX if queued else Reason.FAR_BELOW
+            _note(noted, reason, m.listed, f"on-demand {m.on_demand:g}, elsewhere {max(prices):g}")
     return [m for m in group if m.on_demand is not None and m.on_demand >= least]
 
 

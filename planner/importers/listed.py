@@ -29,6 +29,7 @@ class Reason(Enum):
     SPOT_EQUALS = "spot equals on-demand: no discount, no capacity"
     IMPOSSIBLE = "on-demand below spot is impossible: one of both is another product's"
     FLEX = "on-demand far below the dearest region: the price of a queued product (flex start) filed as on-demand"
+    FAR_BELOW = "on-demand far below the same machine's dearest region: cannot be told from an error"
     OUTLIER = "spot of a single zone far below all others: cannot be told from an error"
     LOCAL_ZONE = "a local zone, which is not the region's capacity"
     BID = "a bid, not a quoted price"

@@ -85,16 +85,31 @@ def bill_text(time: Document, cost: Document, nodes: int) -> str:
     computing_h = time["steps"] * time["step_s"] / HOUR_S
     lost = 1 - computing_h / cost["hours"]
     digits = 2 if time["step_s"] < IN_MILLISECONDS_S else 1
-    run_h = f"{cost['hours']:,.1f} h"
+    run_h = f"{_amount(cost['hours'])} h"
     return (
         f"Time and money\n"
-        f"  {time['steps']:,} steps x {time['step_s']:,.{digits}f} s = {computing_h:,.1f} h of training; "
+        f"  {time['steps']:,} steps x {time['step_s']:,.{digits}f} s = {_amount(computing_h)} h of training; "
         f"with {lost:.1%} for all that surrounds it {run_h}\n"
         f"{_charged(cost, nodes, run_h)}; "
-        f"{cost['gpu_hours']:,.0f} GPU-hours, {usd(cost['usd_per_million_tokens'])} per million tokens\n"
-        f"  8 of 10 runs: {cost['hours_low']:,.1f} to {cost['hours_upper']:,.1f} h, "
+        f"{_amount(cost['gpu_hours'], whole=True)} GPU-hours, "
+        f"{usd(cost['usd_per_million_tokens'])} per million tokens\n"
+        f"  8 of 10 runs: {_amount(cost['hours_low'])} to {_amount(cost['hours_upper'])} h, "
         f"{usd(cost['usd_low'])} to {usd(cost['usd_upper'])}"
     )
+
+
+def _amount(hours: float, *, whole: bool = False) -> str:
+    """Hours; of short runs two digits.
+
+    >>> _amount(155.72), _amount(0.0414), _amount(623.4, whole=True), _amount(0.33, whole=True)
+    ('155.7', '0.041', '623', '0.33')
+    """
+    if hours >= (SHORT_H * 10 if whole else SHORT_H):
+        return f"{hours:,.0f}" if whole else f"{hours:,.1f}"
+    return f"{hours:.2g}"
+
+
+SHORT_H = 1.0
 
 
 def _charged(cost: Mapping[str, Any], nodes: int, run_h: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
 from ..staleness import flag
-from ..units import HOUR_S, count, duration, gib, usd
+from ..units import GIGA, HOUR_S, TERA, count, duration, gib, usd
 from .memory_tables import memory_text
 from .plan_tables import alternatives_text, frontier_text
 from .run_table import run_text
@@ -72,6 +72,9 @@ def _numbered(lines: Iterable[str]) -> Iterable[tuple[bool, str]]:
     return ((index == 0, line) for index, line in enumerate(lines))
 
 
+LIMITS = ("deadline", "budget", "GPUs at most")  # of a search: one configuration has none
+
+
 def assumptions_table(rows: Iterable[Document]) -> str:
     """What the answer rests on and who said so."""
     cells = [
@@ -108,7 +111,8 @@ def estimate_text(found: Document) -> str:
         *(("note", line) for line in found["warnings"]),
     )
     verdict = "fits" if fits else "does not fit"
-    assumed = [row for row in found["assumptions"] if d["method"] != "full" or not row["name"].startswith("adapters")]
+    unasked = (*LIMITS, *(("adapters (LoRA, QLoRA)",) if d["method"] == "full" else ()))
+    assumed = [row for row in found["assumptions"] if row["name"] not in unasked]
     return _sections(
         f"{verdict}: {decision_line(found['model']['name'], d)}\n{_facts(rows)}",
         memory_text(memory),
@@ -151,7 +155,7 @@ def lines_text(plan: Document, wanted: str) -> str:
     needle = wanted.lower().strip().lstrip("§")
     memory = [(device, e) for device in ("gpu", "host", "nvme") for e in plan["memory"][device]["entries"]]
     lines = [_line(device, e) for device, e in memory if needle in e["item"].lower() or needle == e["section"].lower()]
-    terms = [_term(t) for t in plan["time"]["terms"] if needle in t["name"].lower()]
+    terms = [_term(t) for t in plan["time"]["terms"] if needle in t["name"].lower() or needle == t["limited_by"]]
     return "\n".join(
         lines + terms + [_run_line(r) for r in plan["cost"]["run"]["lines"] if needle in r["name"].lower()]
     )
@@ -169,11 +173,30 @@ def _line(device: str, e: Document) -> str:
 
 def _term(t: Document) -> str:
     known = f"  rests on: {t['figure']}, {t['kind']}\n" if t.get("figure") else ""
+    if t.get("amount") and t["seconds_per_step"] > 0:
+        known = f"  arithmetic: {_amount(t)}\n{known}"
     return (
         f"{t['name']} (time, {t['limited_by']}): {duration(t['seconds_per_step'])} per step, "
         f"{duration(t['exposed_s'])} of it lengthen the step\n"
         f"{known}  source: {t['source'] or 'arithmetic on the work'}"
     )
+
+
+def _amount(t: Document) -> str:
+    """FLOPs, bytes or kernels, and the rate they are taken at.
+
+    >>> _amount({"amount": 3e15, "seconds_per_step": 10.0, "limited_by": "matmul"})
+    '3e+15 FLOPs a step at 300 TFLOP/s'
+    """
+    amount, rate = t["amount"], t["amount"] / t["seconds_per_step"]
+    if t["limited_by"] in ("matmul", "attention"):
+        return f"{amount:.4g} FLOPs a step at {rate / TERA:,.4g} TFLOP/s"
+    if t["limited_by"] == "kernel launches":
+        return f"{amount:,.0f} kernels a step, {MICRO / rate:.3g} us each"
+    return f"{amount / GIGA:,.4g} GB a step at {rate / GIGA:,.4g} GB/s"
+
+
+MICRO = 1e6
 
 
 def _run_line(r: Document) -> str:

@@ -73,7 +73,8 @@ def _brief(name: str, d: Document) -> str:
 def batch(d: Document) -> str:
     """The batch triangle."""
     replicas = d.get("data_parallel_world_size", d["gpus"])
-    ranks = f"{replicas} GPUs" if replicas == d["gpus"] else f"{replicas} data-parallel ranks"
+    kind = "GPU" if replicas == d["gpus"] else "data-parallel rank"
+    ranks = f"{replicas} {kind}{'s' if replicas > 1 else ''}"
     size = d["micro_batch"] * d["gradient_accumulation_steps"] * replicas
     return (
         f"{size:,} sequences per step = micro-batch {d['micro_batch']} x accumulation "

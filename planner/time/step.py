@@ -46,6 +46,7 @@ class TimeTerm:
     exposed_s: float
     limited_by: str
     ground: Ground  # the figure it rests on
+    amount: float = 0.0  # FLOPs, bytes or kernels a step; 0: it follows from other terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +242,7 @@ def _terms(
     totals: dict[tuple[str, Resource], list[float]] = {}
     first: dict[tuple[str, Resource], Work] = {}
     for work, seconds in timed:
-        total = totals.setdefault((work.name, work.resource), [0.0, 0.0])
+        total = totals.setdefault((work.name, work.resource), [0.0, 0.0, 0.0])
         first.setdefault((work.name, work.resource), work)
         shown = float(work.resource is slowest) if work.pipelined else _share(work, final[work.when])
         times = 1
@@ -250,8 +251,9 @@ def _terms(
             shown += (micro_steps - 1) * _share(work, usual[work.when])
         total[0] += seconds * times
         total[1] += seconds * shown
+        total[2] += work.amount * times
     return tuple(
-        TimeTerm(name, total[0], total[1], resource.value, _ground(first[name, resource], node, places))
+        TimeTerm(name, total[0], total[1], resource.value, _ground(first[name, resource], node, places), total[2])
         for (name, resource), total in totals.items()
     )
 

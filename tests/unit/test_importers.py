@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -227,6 +228,30 @@ def test_gpuhunt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {n: o.node.gpus for n in names for o in offers if o.name == n and "NVL" in n} == {
         "runpod/NVIDIA H100 NVL (1 x h100-nvl)": 1, "runpod/NVIDIA H100 NVL (2 x h100-nvl)": 2,
     }  # fmt: skip
+
+
+def test_on_demand_far_below_another_region_is_left_out(tmp_path: Path) -> None:
+    """A hundredth of the dearest region's price is an error, of any cloud whose regions have list prices."""
+    folder = tmp_path / "v8" / "aws"
+    folder.mkdir(parents=True)
+    row = "p5.48xlarge,H100,8,192,2048,,{price},,{region},{region}a"
+    prices_of = {"us-east-1": 55.04, "us-west-1": 0.5, "eu-west-1": 50.0}
+    lines = [row.format(price=usd, region=region) for region, usd in prices_of.items()]
+    (folder / "vms.csv").write_text("\n".join([HEADER, *lines]), encoding="utf-8")
+    found = read_skypilot(find_skypilot(str(tmp_path)))
+    assert notes(found, Reason.FAR_BELOW) == [
+        "v8/aws/vms.csv line 3, p5.48xlarge in us-west-1a: on-demand 0.5, elsewhere 55.04"
+    ]
+    assert {p.region: p.usd_per_hour for p in found.priced} == {"us-east-1": 55.04, "eu-west-1": 50.0}
+
+
+def test_gpuhunt_says_how_a_machine_is_paid_or_is_not_read(tmp_path: Path) -> None:
+    """Neither spot nor on-demand is no way to pay."""
+    text = (GPUHUNT / "aws.csv").read_text(encoding="utf-8")
+    (tmp_path / "aws.csv").write_text(re.sub(",(true|false|True|False)", ",maybe", text), encoding="utf-8")
+    found = read_gpuhunt(find_gpuhunt(str(tmp_path)))
+    assert found.priced == ()
+    assert all("spot 'maybe'" in note for note in notes(found, Reason.UNREADABLE))
 
 
 def test_gpuhunt_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ from collections import Counter
 import pytest
 import trainplan
 from trainplan.planner.catalog import find_offers
+from trainplan.planner.checkpoint import checkpoint
 from trainplan.planner.errors import InputError
 from trainplan.planner.evaluate import evaluate
 from trainplan.planner.ledger import Item, Ledger
 from trainplan.planner.models import load_model
 from trainplan.planner.parallel import WHOLE, Split, places
+from trainplan.planner.report.words import batch
 from trainplan.planner.time import StepTime, pipelined
 from trainplan.planner.transform import Setting, Stack
 from trainplan.planner.work import Group, Resource, When
@@ -179,6 +181,57 @@ def test_experts_are_spread_over_data_parallel_ranks() -> None:
     check_split(model, Split(expert=8), 4096, 16)
     with pytest.raises(InputError, match="8 expert-parallel ranks do not divide 4 data-parallel ones"):
         check_split(model, Split(expert=8), 4096, 4)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("experts", [1, 2, 8])
+def test_spread_experts_are_shared_by_fewer_ranks(stage: int, experts: int) -> None:
+    """All ranks' master copies are one of the whole model: its 12 B a parameter neither shrink nor grow."""
+    found = trainplan.estimate(
+        "mixtral-8x7b", gpus="16xh100", zero=stage, expert_parallel=experts, checkpointing="full"
+    )
+    held = found.candidate.ledger.bytes_of(Item.MASTER) * 16
+    assert held == pytest.approx(4 * load_model("mixtral-8x7b").parameter_count, rel=1e-4)
+    assert found.candidate.ledger.bytes_of(Item.MOMENTS) * 16 == pytest.approx(2 * held, rel=1e-6)
+
+
+def test_experts_of_one_replica_are_not_cut() -> None:
+    """Eight experts over eight ranks: each keeps the optimizer states of its own whole."""
+    model = load_model("mixtral-8x7b")
+    cut_up = trainplan.estimate("mixtral-8x7b", gpus="8xh100", zero=1, expert_parallel=8).candidate.ledger.trainable
+    experts = model.parameter_count - 8 * sum(cut_up.experts)  # attention, norms, router, embeddings
+    assert sum(cut_up.numels) == experts
+    assert [ranks for _, ranks in cut_up.groups(8)] == [8, 1]
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {}, {"tensor_parallel": 4}, {"pipeline_parallel": 4}, {"tensor_parallel": 4, "pipeline_parallel": 8},
+        {"tensor_parallel": 8, "context_parallel": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_is_of_the_whole_model_however_it_is_cut(split: dict[str, int]) -> None:
+    """16-bit weights twice, fp32 master and moments once: 16 B a parameter."""
+    found = trainplan.estimate("llama-3-70b", gpus="64xh100", zero=1, checkpointing="full", **split)  # type: ignore[arg-type]
+    saved = checkpoint(found.candidate.ledger, found.candidate.setting)
+    assert saved.total_bytes == pytest.approx(16 * load_model("llama-3-70b").parameter_count, rel=1e-3)
+
+
+def test_the_batch_counts_copies() -> None:
+    """64 GPUs in copies of 32 are two data-parallel ranks; a global batch need not divide by all GPUs."""
+    found = trainplan.estimate("llama-3-70b", gpus="64xh100", zero=1, tensor_parallel=8, pipeline_parallel=4)
+    d = found.to_dict()["configuration"]
+    assert batch(d) == "256 sequences per step = micro-batch 1 x accumulation 128 x 2 data-parallel ranks"
+    assert trainplan.estimate("llama-3-70b", gpus="64xh100", zero=1, tensor_parallel=8, global_batch=8)
+
+
+def test_a_cut_says_all_its_sizes() -> None:
+    """Chunks and sequence parallelism change the step, so the name has them."""
+    assert ModelParallel(Split(tensor=8, sequence=True, pipeline=4, virtual=5)).name == "tensor-8-sequence-pipeline-4x5"
+    with pytest.raises(InputError, match="2 stages of 3 chunks do not divide 32 layers"):
+        check_split(load_model("llama-3-8b"), Split(pipeline=2, virtual=3), 4096, 16)
 
 
 def test_nothing_cut_changes_nothing() -> None:
