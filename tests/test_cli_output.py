@@ -120,7 +120,10 @@ def terms(*rows: tuple[str, str, float, float]) -> dict[str, Any]:
         {"name": name, "limited_by": by, "seconds_per_step": busy, "exposed_s": exposed, "source": ""}
         for name, by, busy, exposed in rows
     ]
-    return {"terms": found, "step_s": sum(r[3] for r in rows), "mfu": None, "tokens_per_s_per_gpu": 1.0, "steps": 1}
+    step_s = sum(r[3] for r in rows)
+    band = {"step_s": step_s, "step_s_low": step_s / 2, "step_s_upper": step_s * 2}
+    rests = {"measured": 0.75, "fitted": 0.249, "assumed": 0.001}
+    return {"terms": found, **band, "rests_on": rests, "mfu": None, "tokens_per_s_per_gpu": 1.0, "steps": 1}
 
 
 def test_terms_of_one_name_are_one_row() -> None:
@@ -139,7 +142,9 @@ def test_terms_of_one_name_are_one_row() -> None:
     text = step_text(time)
     assert "none" not in text
     assert "MFU unknown" in text
-    assert text.splitlines()[-1].split() == ["one", "optimizer", "step", "7,000.0"]  # in ms below 10 s
+    *_, total, band = text.splitlines()
+    assert total.split() == ["one", "optimizer", "step", "7,000.0"]  # in ms below 10 s
+    assert band == "  8 of 10 runs: 3,500.0 to 14,000.0 ms; rests on figures 75% measured, 25% fitted"  # assumed: < 0.5 %
 
 
 def test_table_aligns_by_content() -> None:
