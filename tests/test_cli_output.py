@@ -144,7 +144,7 @@ def test_terms_of_one_name_are_one_row() -> None:
     assert "MFU unknown" in text
     *_, total, band = text.splitlines()
     assert total.split() == ["one", "optimizer", "step", "7,000.0"]  # in ms below 10 s
-    assert band == "  8 of 10 runs: 3,500.0 to 14,000.0 ms; rests on figures 75% measured, 25% fitted"  # assumed: < 0.5 %
+    assert band == "  8 of 10 runs: 3,500.0 to 14,000.0 ms; rests on figures 75% measured, 25% fitted"
 
 
 def test_table_aligns_by_content() -> None:
