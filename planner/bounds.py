@@ -16,7 +16,7 @@ from .computation import Computation
 from .compute import compute_work
 from .evaluate import activation_entries, complete
 from .family import Family
-from .hardware import Node
+from .hardware import Gpu, Node, bare
 from .ledger import Device, Ledger, Phase
 from .model import Model
 from .states import baseline
@@ -45,9 +45,13 @@ def _computed(family: Family, workload: Workload, layers: int, micro_batch: int)
 
 def leanest_computation(family: Family, setting: Setting, node: Node) -> Computation | None:
     """What the family computes with the fewest checkpointed layers that activations admit; None where none do."""
-    workload = setting.workload
+    return _leanest(family, setting.workload, setting.micro_batch, node.gpu.memory_bytes)
+
+
+@lru_cache(maxsize=65536)
+def _leanest(family: Family, workload: Workload, micro_batch: int, capacity_bytes: int) -> Computation | None:
     computation = _computed(family, workload, 1, 1).computation
-    return _fewest_layers(setting.model, computation, workload.seq_len, setting.micro_batch, node.gpu.memory_bytes)
+    return _fewest_layers(workload.model, computation, workload.seq_len, micro_batch, capacity_bytes)
 
 
 @lru_cache(maxsize=65536)
@@ -106,23 +110,27 @@ def chord_excess(model: Model, computation: Computation, seq_len: int, micro_bat
 
 def compute_only_s(family: Family, setting: Setting, node: Node) -> float:
     """Lower bound of the step's seconds: compute alone."""
-    computation = leanest_computation(family, setting, node)
-    if computation is None:
-        return math.inf
-    return (
-        _compute_s(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node)
-        * setting.gradient_accumulation_steps
-    )
+    each = _least_compute_s(family, setting.workload, setting.micro_batch, node.gpu)
+    return each * setting.gradient_accumulation_steps
 
 
 @lru_cache(maxsize=65536)
-def _compute_s(model: Model, computation: Computation, seq_len: int, micro_batch: int, node: Node) -> float:
+def _least_compute_s(family: Family, workload: Workload, micro_batch: int, gpu: Gpu) -> float:
+    """Seconds of one micro-step's least compute; infinite where no number of checkpointed layers fits."""
+    computation = _leanest(family, workload, micro_batch, gpu.memory_bytes)
+    if computation is None:
+        return math.inf
+    return _compute_s(workload.model, computation, workload.seq_len, micro_batch, gpu)
+
+
+@lru_cache(maxsize=65536)
+def _compute_s(model: Model, computation: Computation, seq_len: int, micro_batch: int, gpu: Gpu) -> float:
     """Seconds of compute of one micro-step."""
     parts = price_parts(
         compute_work(model, computation, seq_len, micro_batch),
-        node,
+        bare(gpu),
         nodes=1,
-        ranks_per_node=node.gpus,
+        ranks_per_node=1,
         gradient_accumulation_steps=1,
         layers=model.layers,
         precision=computation.precision,

@@ -11,7 +11,7 @@ from .computation import Computation
 from .compute import compute_work
 from .cost import Cost, run_cost
 from .evaluate import evaluate
-from .hardware import Node, Offer
+from .hardware import Gpu, Node, Offer, bare
 from .ledger import Device, Ledger
 from .memory import GpuMemory, StoreMemory, gpu_memory, host_memory, nvme_memory
 from .model import Model
@@ -126,14 +126,14 @@ def step_parts(ledger: Ledger, computation: Computation, setting: Setting, node:
         gradient_accumulation_steps=setting.gradient_accumulation_steps,
         layers=setting.model.layers,
         precision=computation.precision,
-        given=_compute_sums(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node),
+        given=_compute_sums(setting.model, computation, setting.workload.seq_len, setting.micro_batch, node.gpu),
     )
 
 
 @lru_cache(maxsize=65536)
-def _compute_sums(model: Model, computation: Computation, seq_len: int, micro_batch: int, node: Node) -> Buckets:
+def _compute_sums(model: Model, computation: Computation, seq_len: int, micro_batch: int, gpu: Gpu) -> Buckets:
     work = compute_work(model, computation, seq_len, micro_batch)
-    return compute_sums(work, node, ranks_per_node=node.gpus, precision=computation.precision)
+    return compute_sums(work, bare(gpu), ranks_per_node=1, precision=computation.precision)
 
 
 LABELS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .model import Attention, Block, Model, Parameter, ParameterKind
@@ -94,7 +94,7 @@ class Computation:
     checkpoints_on_host: bool = False
     loss_chunk: int = 0  # tokens per chunk of the cross-entropy; 0: all logits at once, as transformers does
     padded: bool = False  # sequences of unequal length with a mask; False: packed, all of them full
-    kernels: Kernels = Kernels()  # whose implementation of the layers runs
+    kernels: Kernels = field(default=Kernels(), hash=False)  # whose implementation of the layers runs
     liger: bool = False  # Liger's norms, rotary embeddings and gates: time alone, memory stays what eager kernels need
     compiled: bool = False  # torch.compile: likewise
 

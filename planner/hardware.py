@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from .billing import PLAIN, Terms
 
@@ -61,6 +62,12 @@ class Node:
     nvme_bytes: int | None
     internode_bytes_per_s: float | None  # whole node, one direction
     fabric: str | None = None  # of configs/fabrics.toml, between nodes: "infiniband", "efa-v2"; None: nobody said
+
+
+@lru_cache(maxsize=256)
+def bare(gpu: Gpu) -> Node:
+    """A node of one GPU of which nothing else is known: what is computed on it takes the same time on any."""
+    return Node(gpu=gpu, gpus=1, host_memory_bytes=None, vcpus=None, nvme_bytes=None, internode_bytes_per_s=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

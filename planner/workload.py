@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .model import Model
@@ -57,7 +57,7 @@ class Workload:
     tokens: int
     seq_len: int
     global_batch: int  # sequences per optimizer step
-    run: RunOptions = RunOptions()
+    run: RunOptions = field(default=RunOptions(), hash=False)  # compared, but no part of the key of hot caches
 
     @property
     def steps(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..efficiency import architecture_key, optional, value
 from ..hardware import Gpu, Node
+from ..work import Resource
 from ..workload import Precision
 from . import host_rates
 
@@ -33,6 +35,7 @@ class Rates:
     host_memory_bytes_per_s: float  # this rank's share of the node
     nvme_read_bytes_per_s: float
     nvme_write_bytes_per_s: float
+    unit_s: Mapping[Resource, float]  # seconds of one byte or kernel, of resources whose rate depends on nothing else
 
 
 def _peak_flop_per_s(gpu: Gpu, precision: Precision) -> float | None:
@@ -69,7 +72,7 @@ def rates(node: Node, ranks_per_node: int, precision: Precision, layers: int = 1
         raise ValueError(refusal(gpu, precision))
     key = architecture_key(gpu.architecture)
     ceiling = gpu.matmul_efficiency or optional("matmul_ceiling", _chip(gpu), key) or value("matmul_ceiling", "other")
-    return Rates(
+    found = Rates(
         matmul_flop_per_s=_sustained_flop_per_s(gpu, peak, ceiling, "matmul_energy"),
         low_flop_per_s=_low_rates(gpu),
         element_bytes=precision.bytes,
@@ -86,7 +89,23 @@ def rates(node: Node, ranks_per_node: int, precision: Precision, layers: int = 1
         host_memory_bytes_per_s=host_rates.cpu_optimizer_bytes_per_s(node, ranks_per_node),
         nvme_read_bytes_per_s=host_rates.nvme_bytes_per_s(node, ranks_per_node, "read"),
         nvme_write_bytes_per_s=host_rates.nvme_bytes_per_s(node, ranks_per_node, "write"),
+        unit_s={},
     )
+    return replace(found, unit_s=_unit_s(found))
+
+
+def _unit_s(rate: Rates) -> dict[Resource, float]:
+    """Seconds of one byte, or of one kernel's launch."""
+    return {
+        Resource.MEMORY: 1 / rate.memory_bytes_per_s,
+        Resource.LAUNCH: rate.launch_s,
+        Resource.HOST_TO_GPU: 1 / rate.host_link_bytes_per_s,
+        Resource.GPU_TO_HOST: 1 / rate.host_link_bytes_per_s,
+        Resource.PAGEABLE_TO_GPU: 1 / rate.pageable_bytes_per_s,
+        Resource.HOST_MEMORY: 1 / rate.host_memory_bytes_per_s,
+        Resource.NVME_READ: 1 / rate.nvme_read_bytes_per_s,
+        Resource.NVME_WRITE: 1 / rate.nvme_write_bytes_per_s,
+    }
 
 
 def _sustained_flop_per_s(gpu: Gpu, peak: float, ceiling: float, energy: str) -> float:

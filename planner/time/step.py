@@ -69,26 +69,14 @@ class StepTime:
 
 def _seconds(work: Work, rate: Rates, node: Node, places: Places) -> float:
     """Time of one amount of work with nothing in its way."""
-    match work.resource:
-        case Resource.MATMUL:
-            per_flop = matmul_s_per_flop(rate, work.shape, work.bits) if work.shape else 1.0 / rate.matmul_flop_per_s
-            return work.amount * work.slowed * per_flop
-        case Resource.ATTENTION:
-            return work.amount * attention_s_per_flop(rate, work.shape)
-        case Resource.MEMORY:
-            return work.amount / rate.memory_bytes_per_s
-        case Resource.LAUNCH:
-            return work.amount * rate.launch_s
-        case Resource.HOST_TO_GPU | Resource.GPU_TO_HOST:
-            return work.amount / rate.host_link_bytes_per_s
-        case Resource.PAGEABLE_TO_GPU:
-            return work.amount / rate.pageable_bytes_per_s
-        case Resource.HOST_MEMORY:
-            return work.amount / rate.host_memory_bytes_per_s
-        case Resource.NVME_READ:
-            return work.amount / rate.nvme_read_bytes_per_s
-        case Resource.NVME_WRITE:
-            return work.amount / rate.nvme_write_bytes_per_s
+    unit_s = rate.unit_s.get(work.resource)
+    if unit_s is not None:
+        return work.amount * unit_s
+    if work.resource is Resource.MATMUL:
+        per_flop = matmul_s_per_flop(rate, work.shape, work.bits) if work.shape else 1.0 / rate.matmul_flop_per_s
+        return work.amount * work.slowed * per_flop
+    if work.resource is Resource.ATTENTION:
+        return work.amount * attention_s_per_flop(rate, work.shape)
     nodes, ranks_per_node = places[work.group]
     return collective_s(
         work.resource,
@@ -141,7 +129,9 @@ def price_parts(
         *(PartTime(1, bounds_s(both(every[when], once[when]), rate)) for when in MICRO_STEP),
         PartTime(1, tuple(update_bounds_s(update))),
     )
-    return tuple(PartTime(part.times, tuple(late * bound for bound in part.bounds_s)) for part in parts)
+    if late == 1.0:
+        return parts
+    return tuple(PartTime(part.times, tuple([late * bound for bound in part.bounds_s])) for part in parts)
 
 
 def price(
