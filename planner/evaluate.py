@@ -10,7 +10,7 @@ from .computation import Computation
 from .ledger import ALWAYS, BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from .model import Model
 from .overheads import overhead
-from .parallel import micro_batches_in_flight
+from .parallel import WHOLE, micro_batches_in_flight
 from .saving import saving_entries
 from .states import baseline, replicated
 from .transform import Setting, Stack, fold
@@ -31,7 +31,16 @@ def complete(folded: Ledger, setting: Setting) -> Ledger:
         folded = replicated(folded, setting)
     lines = activation_entries(setting.model, folded.computation, setting.seq_len, setting.micro_batch)
     whole = folded.plus(*lines, *_host_entries(folded, setting), *saving_entries(folded, setting))
-    return whole.plus(*waiting_entries(whole, setting))
+    return _as_sure(whole.plus(*waiting_entries(whole, setting)), setting)
+
+
+def _as_sure(ledger: Ledger, setting: Setting) -> Ledger:
+    """No engine was walked whose model is cut over ranks: its states are assumed to be laid out as others are."""
+    if setting.split is WHOLE:
+        return ledger
+    exact = Certainty.EXACT
+    lines = (replace(e, certainty=Certainty.ASSUMED) if e.certainty is exact else e for e in ledger.entries)
+    return replace(ledger, entries=tuple(lines))
 
 
 def waiting_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:

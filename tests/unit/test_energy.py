@@ -22,8 +22,10 @@ def test_by_hand() -> None:
 def test_stated_power_is_what_is_counted() -> None:
     """2 nodes of 10 kW for 3 h at a PUE of 1.5."""
     assert run_kwh(find_gpu("h100"), 16, 3.0, pue=1.5, machines_kw=20.0) == 90.0
-    own = {"capital": 300_000, "years": 4, "power_kw": 10, "usd_per_kwh": 0.12, "utilization": 0.7, "pue": 1.3}
-    cost = trainplan.estimate("llama-3-8b", gpus="8xh100", zero=1, **own).candidate.cost
+    cost = trainplan.estimate(
+        "llama-3-8b", gpus="8xh100", zero=1, capital=300_000, years=4, power_kw=10, usd_per_kwh=0.12, utilization=0.7,
+        pue=1.3,
+    ).candidate.cost  # fmt: skip
     assert cost.kwh == pytest.approx(10 * 1.3 * cost.hours)
 
 

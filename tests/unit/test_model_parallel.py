@@ -10,7 +10,7 @@ from trainplan.planner.catalog import find_offers
 from trainplan.planner.checkpoint import checkpoint
 from trainplan.planner.errors import InputError
 from trainplan.planner.evaluate import evaluate
-from trainplan.planner.ledger import Item, Ledger
+from trainplan.planner.ledger import Certainty, Item, Ledger
 from trainplan.planner.models import load_model
 from trainplan.planner.parallel import WHOLE, Split, places
 from trainplan.planner.report.words import batch
@@ -217,6 +217,16 @@ def test_a_checkpoint_is_of_the_whole_model_however_it_is_cut(split: dict[str, i
     found = trainplan.estimate("llama-3-70b", gpus="64xh100", zero=1, checkpointing="full", **split)  # type: ignore[arg-type]
     saved = checkpoint(found.candidate.ledger, found.candidate.setting)
     assert saved.total_bytes == pytest.approx(16 * load_model("llama-3-70b").parameter_count, rel=1e-3)
+
+
+def test_no_line_of_a_cut_model_is_called_exact() -> None:
+    """No engine was walked that is cut: its states are assumed, and so is their margin."""
+    for split in ({"tensor_parallel": 8}, {"pipeline_parallel": 4}):
+        lines = trainplan.estimate("llama-3-70b", gpus="64xh100", zero=1, **split).candidate.ledger.entries  # type: ignore[arg-type]
+        assert {e.certainty for e in lines if e.item in (Item.MASTER, Item.MOMENTS, Item.WEIGHTS)} == {
+            Certainty.ASSUMED
+        }
+        assert Certainty.EXACT not in {e.certainty for e in lines}
 
 
 def test_the_batch_counts_copies() -> None:
