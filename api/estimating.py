@@ -7,12 +7,14 @@ from functools import cached_property
 from typing import Any
 
 from ..planner.candidate import Candidate, Constraint, constraints
+from ..planner.documents import cost_document, decision, memory_document, time_document
 from ..planner.emit.deepspeed import ds_config
 from ..planner.errors import InputError
 from ..planner.model import Model
 from ..planner.parallel import WHOLE, Split
-from ..planner.plan import StackRow, cost_document, decision, memory_document, stack_rows, time_document, warnings_for
+from ..planner.plan import warnings_for
 from ..planner.request import Request
+from ..planner.stack_rows import StackRow, stack_rows
 from ..planner.workload import Method
 from .asking import as_model, request
 from .configuring import assessed, checkpointed, offload_groups, where_kept

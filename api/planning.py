@@ -8,8 +8,9 @@ from ..planner.day_sooner import day_sooner
 from ..planner.decide import alternatives, decide, frontier
 from ..planner.errors import NoPlan
 from ..planner.model import Model
-from ..planner.plan import Plan, stack_rows, warnings_for
+from ..planner.plan import Plan, warnings_for
 from ..planner.request import Request
+from ..planner.stack_rows import stack_rows
 from .asking import as_model, request
 from .searching import Progress, search, silent
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..planner import catalog
 from ..planner.candidate import Candidate, Constraint, constraints
+from ..planner.documents import decision, summary
 from ..planner.errors import InputError
 from ..planner.model import Model
-from ..planner.plan import decision, summary
 from ..planner.request import Request
 from ..planner.workload import Method
 from ..strategies.space import NAMES

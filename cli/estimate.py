@@ -38,7 +38,8 @@ def command(*, as_json: bool, **options: Any) -> None:
     import json
 
     from ..api import estimate
-    from ..planner.plan import assumptions, model_row
+    from ..planner.documents import model_row
+    from ..planner.plan import assumptions
     from ..planner.report.text import estimate_text
 
     named = model_from(options)

@@ -15,10 +15,10 @@ from typing import Any
 
 from .candidate import Candidate
 from .decide import Search, short_of
+from .documents import summary
 from .efficiency import Figure
 from .errors import InputError
 from .model import Model
-from .plan import summary
 from .rebill import rebilled
 from .request import LARGEST, Request
 from .sizes import batches, between, last, sizes

@@ -11,16 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import catalog
-from .billing import HOURS_PER_MONTH, HOURS_PER_YEAR, PLAIN
+from .billing import HOURS_PER_MONTH, HOURS_PER_YEAR
 from .candidate import Candidate, assess
 from .cost import run_cost
+from .documents import decision, summary
 from .efficiency import value
 from .errors import InputError
 from .hardware import Offer, Tier
 from .machines import offers_for
-from .plan import decision, summary
 from .quotes import Quotes, flag
 from .request import Request
+from .terms import PLAIN
 
 LONGEST_H = 1e6  # hours between interruptions that count as "never interrupted"
 SHORTEST_H = 1e-4

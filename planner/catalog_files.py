@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .billing import PLAIN, Terms
 from .errors import InputError, did_you_mean
 from .hardware import USD, Gpu, Node, Offer, Tier
+from .terms import PLAIN, Terms
 from .terms_files import known_terms, lacking, terms_of, terms_problems
 from .time.fabrics import offered_fabric
 from .units import GIB, GIGA, MIB, TERA

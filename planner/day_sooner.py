@@ -7,7 +7,7 @@ from typing import Any
 
 from .candidate import Candidate
 from .decide import Search, quickest, told
-from .plan import summary
+from .documents import summary
 from .units import DAY_S, HOUR_S, duration
 
 

@@ -9,16 +9,26 @@ from typing import Any
 
 from .candidate import LABELS, Candidate
 from .choose import best, closest
+from .documents import no_plan_document, summary
 from .errors import NoPlan
 from .machines import makes_up, offers_for
 from .model import Model
-from .plan import Alternative, no_plan_document, summary
 from .program import Choice, Column, Limits, Objective, Shortage
 from .request import Request
 from .search import UNKNOWN_STORE, Point, Space
 from .staleness import flag
 from .units import HOUR_S, duration, gib_count, usd
 from .workload import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another way to run the job, or why there is none."""
+
+    label: str
+    candidate: Candidate | None
+    note: str = ""
+
 
 RUNNERS_UP = 12  # columns the decision's program weighs at least, where there are so many
 FRONTIER_POINTS = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
-from .billing import PLAIN, Terms
+from .terms import PLAIN, Terms
 
 USD = "USD"  # the one currency: no exchange rates are kept
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import build_model
+from .documents import SCHEMA_VERSION
 from .errors import InputError
 from .model import Model
 from .models import parse_config
-from .plan import SCHEMA_VERSION
 from .request import Request, request_from
 from .workload import Method
 

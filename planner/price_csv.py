@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .billing import PLAIN, Terms
 from .catalog_files import (
     HOST_GIB,
     MAYBE_COUNT,
@@ -28,6 +27,7 @@ from .catalog_files import (
 from .errors import InputError
 from .hardware import USD, Gpu, Node, Offer, Tier
 from .staleness import age_days, flag
+from .terms import PLAIN, Terms
 from .terms_files import lacking, terms_problems
 from .units import GBIT_BYTES, GIB, TERA
 

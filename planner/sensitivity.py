@@ -14,7 +14,7 @@ from typing import Any
 
 from .candidate import Candidate, assess, constraints
 from .decide import Found, Search, decide, decided, short_of
-from .plan import decision, mfu, summary
+from .documents import decision, mfu, summary
 from .program import TIE
 from .rebill import rebilled
 from .request import Request

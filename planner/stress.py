@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .billing import Terms
 from .hardware import Gpu, Node, Offer
+from .terms import Terms
 from .workload import Workload
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from .billing import Terms
 from .efficiency import Figure
+from .terms import Terms
 
 STEPS = ("billing_step_hours", "long_after_hours", "long_step_hours")
 

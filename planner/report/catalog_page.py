@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from ..billing import PLAIN
 from ..catalog import gpus, offers, rejected_offers, usd_per_gpu_hour
 from ..catalog_files import EFFICIENCY, Rejected
 from ..hardware import Gpu, Offer
 from ..staleness import age_days, flag
+from ..terms import PLAIN
 from ..units import GIB, GIGA, TERA
 from .table import markdown_table, table
 

@@ -8,11 +8,12 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trainplan.planner.billing import Terms, bill, bill_usd, least_usd
+from trainplan.planner.billing import bill, bill_usd, least_usd
 from trainplan.planner.choose import best
 from trainplan.planner.hardware import Offer
 from trainplan.planner.program import Limits, Objective
 from trainplan.planner.search import Demand, explore
+from trainplan.planner.terms import Terms
 from trainplan.planner.workload import Method
 
 from ..tiny import machines

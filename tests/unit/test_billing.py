@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import trainplan
 from trainplan.cli.main import run_root
-from trainplan.planner.billing import HOURS_PER_MONTH, Ownership, Terms, bill, unpriced
+from trainplan.planner.billing import HOURS_PER_MONTH, Ownership, bill, unpriced
 from trainplan.planner.errors import InputError, NoPlan
 from trainplan.planner.hardware import Tier
 from trainplan.planner.staleness import flag, remark, today
+from trainplan.planner.terms import Terms
 from trainplan.planner.terms_files import known_terms
 
 from ..tiny import machines

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trainplan.planner.billing import Terms
 from trainplan.planner.catalog import find_gpu, offers
 from trainplan.planner.errors import InputError
 from trainplan.planner.hardware import Tier
 from trainplan.planner.price_csv import FIELDS, read_csv, write_csv
 from trainplan.planner.prices import LARGEST_PRICES_BYTES, read_prices
+from trainplan.planner.terms import Terms
 
 from .test_billing import MINE
 

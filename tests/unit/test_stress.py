@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from trainplan.planner.billing import Terms
 from trainplan.planner.efficiency import value
 from trainplan.planner.hardware import Tier
 from trainplan.planner.stress import AS_ASSUMED, Stress
+from trainplan.planner.terms import Terms
 from trainplan.planner.upkeep import between_failures_h, upkeep
 from trainplan.planner.workload import Workload
 
