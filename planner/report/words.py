@@ -72,7 +72,7 @@ def _brief(name: str, d: Document) -> str:
 
 def batch(d: Document) -> str:
     """The batch triangle."""
-    replicas = d.get("data_parallel_world_size", d["gpus"])
+    replicas = d.get("data_parallel_world_size") or d["gpus"]
     kind = "GPU" if replicas == d["gpus"] else "data-parallel rank"
     ranks = f"{replicas} {kind}{'s' if replicas > 1 else ''}"
     size = d["micro_batch"] * d["gradient_accumulation_steps"] * replicas
