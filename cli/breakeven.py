@@ -9,11 +9,12 @@ import click
 
 from .plan_options import (
     CHOICE,
+    EXTRAS,
     FLEET,
     JOB,
     JSON,
     MACHINES,
-    PRICES,
+    PRICE_LIST,
     RUN,
     STRATEGIES,
     WHAT,
@@ -43,11 +44,10 @@ QUOTED = (
     "usd_per_kwh",
     "hosting_usd",
 )
-LISTS = tuple(PRICES[i] for i in (0, -2, -1))  # --prices, --storage-gib, --egress-gib
 
 
 @click.command(name="breakeven", cls=Sectioned)
-@applied(WHAT, JOB, MACHINES, FLEET, LISTS, CHOICE, RUN, STRATEGIES, QUOTES, JSON)
+@applied(WHAT, JOB, MACHINES, FLEET, PRICE_LIST, EXTRAS, CHOICE, RUN, STRATEGIES, QUOTES, JSON)
 def command(as_json: bool, **options: Any) -> None:
     """Say when spot machines, a commitment or machines of your own cost less than the plan.
 

@@ -124,8 +124,10 @@ MACHINES = (
     ),
     _machine("--fabric", metavar="NAME", help="infiniband, roce, ethernet, ...: likewise.  [default: a slow one]"),
 )
-PRICES = (
+PRICE_LIST = (
     _price("--prices", metavar="FILE", help="Your own price list (TOML, CSV), in place of the built-in offers."),
+)
+OWN = (
     _price("--price", type=float, metavar="USD", help="Your own machines: USD per GPU-hour."),
     _price("--capital", type=float, metavar="USD", help="Or what they cost: USD per node; the next five too."),
     _price("--years", type=float, metavar="N", help="Years a node is used."),
@@ -133,9 +135,12 @@ PRICES = (
     _price("--usd-per-kwh", type=float, metavar="USD", help="Price of a kWh."),
     _price("--utilization", type=float, metavar="SHARE", help="Share of its years in which a node is used."),
     _price("--hosting-usd", type=float, metavar="USD", help="Space, staff, network: USD per node and year."),
+)
+EXTRAS = (
     _price("--storage-gib", type=float, metavar="GIB", help="Kept while it runs; billed where the price is known."),
     _price("--egress-gib", type=float, metavar="GIB", help="Moved out of the cloud; billed where the price is known."),
 )
+PRICES = (*PRICE_LIST, *OWN, *EXTRAS)
 FLEET = (
     _machine("--max-gpus", type=int, metavar="N", help="GPUs at most.  [default: 1024]"),
     _machine("--nodes", type=int, metavar="N", help="Exactly so many nodes."),

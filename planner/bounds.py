@@ -43,15 +43,11 @@ def _computed(family: Family, workload: Workload, layers: int, micro_batch: int)
     return fold(baseline(setting), Stack(tuple(s for s in strategies if s.rank < STORAGE_RANK)), setting)
 
 
-def leanest_computation(family: Family, setting: Setting, node: Node) -> Computation | None:
-    """What the family computes with the fewest checkpointed layers that activations admit; None where none do."""
-    return _leanest(family, setting.workload, setting.micro_batch, node.gpu.memory_bytes)
-
-
 @lru_cache(maxsize=65536)
-def _leanest(family: Family, workload: Workload, micro_batch: int, capacity_bytes: int) -> Computation | None:
+def leanest_computation(family: Family, workload: Workload, micro_batch: int, gpu: Gpu) -> Computation | None:
+    """What the family computes with the fewest checkpointed layers that activations admit; None where none do."""
     computation = _computed(family, workload, 1, 1).computation
-    return _fewest_layers(workload.model, computation, workload.seq_len, micro_batch, capacity_bytes)
+    return _fewest_layers(workload.model, computation, workload.seq_len, micro_batch, gpu.memory_bytes)
 
 
 @lru_cache(maxsize=65536)
@@ -117,7 +113,7 @@ def compute_only_s(family: Family, setting: Setting, node: Node) -> float:
 @lru_cache(maxsize=65536)
 def _least_compute_s(family: Family, workload: Workload, micro_batch: int, gpu: Gpu) -> float:
     """Seconds of one micro-step's least compute; infinite where no number of checkpointed layers fits."""
-    computation = _leanest(family, workload, micro_batch, gpu.memory_bytes)
+    computation = leanest_computation(family, workload, micro_batch, gpu)
     if computation is None:
         return math.inf
     return _compute_s(workload.model, computation, workload.seq_len, micro_batch, gpu)
@@ -143,7 +139,7 @@ def traffic_bound_s(lightest: Ledger, family: Family, setting: Setting, node: No
 
     Of the shares the smallest moves least: what stays on the GPU is updated there, and faster.
     """
-    computation = leanest_computation(family, setting, node)
+    computation = leanest_computation(family, setting.workload, setting.micro_batch, node.gpu)
     if computation is None:
         return math.inf
     return sum(part.times * max(part.bounds_s) for part in step_parts(lightest, computation, setting, node))

@@ -14,7 +14,7 @@ from . import catalog
 from .billing import HOURS_PER_MONTH, HOURS_PER_YEAR
 from .candidate import Candidate, assess
 from .cost import run_cost
-from .documents import decision, summary
+from .documents import answered, summary
 from .efficiency import value
 from .errors import InputError
 from .hardware import Offer, Tier
@@ -68,14 +68,7 @@ class BreakEvens:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
-        return {
-            "schema_version": 1,
-            "status": "answered",
-            "model": self.candidate.setting.model.name,
-            "decision": decision(self.candidate),
-            "breakeven": [row.to_dict() for row in self.rows],
-            "request": self.request.to_dict(),
-        }
+        return answered(self.request, self.candidate, breakeven=[row.to_dict() for row in self.rows])
 
 
 def break_evens(

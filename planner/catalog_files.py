@@ -90,14 +90,17 @@ GPU_FIELDS = {
     "sources": TEXTS,
     "notes": MAYBE_TEXT,
 }
-OFFER_FIELDS = {
+NODE_FIELDS = {
     "instance": TEXT,
     "gpu": TEXT,
     "gpus": Field(int, most=MOST_GPUS),
     "vcpus": MAYBE_COUNT,
     "host_memory_gib": HOST_GIB,
     "nvme_tb": MAYBE_NUMBER,
-    "internode_gbit_per_s": MAYBE_NUMBER,
+    NETWORK: MAYBE_NUMBER,
+}
+OFFER_FIELDS = {
+    **NODE_FIELDS,
     "on_demand_usd_per_hour": MAYBE_NUMBER,
     "on_demand_region": MAYBE_TEXT,
     "on_demand_terms": MAYBE_TEXT,

@@ -242,6 +242,18 @@ def certificate_document(c: Certificate) -> dict[str, Any]:
     }
 
 
+def answered(request: Request, c: Candidate, **answers: Any) -> dict[str, Any]:
+    """The JSON document of a question about a decision."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "answered",
+        "model": c.setting.model.name,
+        "decision": decision(c),
+        **answers,
+        "request": request.to_dict(),
+    }
+
+
 def no_plan_document(
     request: Request,
     message: str,

@@ -60,14 +60,23 @@ def has(table: str, name: str) -> bool:
     return name in figures()[table]
 
 
-def optional(table: str, *names: str) -> float | None:
-    """The first of these rows that a table has; None where it has none of them.
+def first(table: str, *names: str) -> str | None:
+    """The first of these names that a table has a row for; None where it has none of them.
 
-    >>> optional("matmul_energy", "hopper sm90", "hopper"), optional("matmul_energy", "unheard-of")
+    >>> first("matmul_energy", "hopper-sm90", "hopper"), first("matmul_energy", "unheard-of")
+    ('hopper', None)
+    """
+    return next((name for name in names if has(table, name)), None)
+
+
+def optional(table: str, *names: str) -> float | None:
+    """The value of the first of these rows that a table has; None where it has none of them.
+
+    >>> optional("matmul_energy", "hopper-sm90", "hopper"), optional("matmul_energy", "unheard-of")
     (1040000000000.0, None)
     """
-    rows = figures()[table]
-    return next((rows[name].value for name in names if name in rows), None)
+    found = first(table, *names)
+    return None if found is None else value(table, found)
 
 
 def is_young(architecture: str, software: str) -> bool:
@@ -94,3 +103,12 @@ def architecture_key(architecture: str) -> str:
     """
     words = architecture.lower().split()
     return words[0] if words else "other"
+
+
+def architecture_keys(architecture: str) -> tuple[str, str]:
+    """Names that a table may know an architecture by: with its compute capability, then without.
+
+    >>> architecture_keys("Ampere sm86")
+    ('ampere-sm86', 'ampere')
+    """
+    return "-".join(architecture.lower().split()[:2]), architecture_key(architecture)

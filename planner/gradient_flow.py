@@ -16,11 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .computation import Adapters, Computation
-from .model import Block, Model, Parameter, ParameterKind
+from .model import ATTENTION_OUT, MLP_OUT, Block, Model, Parameter, ParameterKind
 
-# Last names of the projections that end a module: they read what the module computed.
-ATTENTION_OUT = frozenset({"o_proj", "out_proj", "dense", "c_proj"})
-MLP_OUT = frozenset({"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h"})
 LATENT = {"q_b_proj": "q_a_proj", "kv_b_proj": "kv_a_proj_with_mqa"}  # MLA: each reads the other's result
 MIXER = ("in_proj", "x_proj", "dt_proj", "out_proj")  # a state-space mixer, in order
 

@@ -42,6 +42,11 @@ class NormStyle(Enum):
     LAYER = "layer"
 
 
+# Last names of the projections that end a module, in transformers 5.23.0: they read what the module computed.
+ATTENTION_OUT = frozenset({"o_proj", "out_proj", "dense", "c_proj"})
+MLP_OUT = frozenset({"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h"})
+
+
 class MlpKind(Enum):
     """Dense feed-forward shapes."""
 

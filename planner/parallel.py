@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from .model import Attention, Block, Mlp, Model, Parameter, ParameterKind
+from .model import ATTENTION_OUT, MLP_OUT, Attention, Block, Mlp, Model, Parameter, ParameterKind
 from .work import Group
 
 
@@ -235,8 +235,7 @@ def _parameter(parameter: Parameter, hidden: int, split: Split) -> Parameter:
     return replace(parameter, shape=(fan_out, fan_in), fan_in=fan_in, fan_out=fan_out)
 
 
-# Modules whose result is added to the residual stream, by their names in transformers 5.23.0.
-CLOSING = frozenset({"o_proj", "down_proj", "out_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "c_proj", "w2"})
+CLOSING = ATTENTION_OUT | MLP_OUT  # what they compute is added to the residual stream
 
 
 def micro_batches_in_flight(split: Split, index: int, micro_batches: int) -> float:

@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .catalog_files import (
-    HOST_GIB,
-    MAYBE_COUNT,
-    MAYBE_NUMBER,
     MAYBE_TEXT,
-    MOST_GPUS,
     NETWORK,
+    NODE_FIELDS,
     NUMBER,
     PRICED,
     TERMS_FIELDS,
@@ -34,13 +31,7 @@ from .units import GBIT_BYTES, GIB, TERA
 TERMS = {key: field for key, field in TERMS_FIELDS.items() if key not in ("source", "date")}
 FIELDS: Mapping[str, Field] = {
     "cloud": TEXT,
-    "instance": TEXT,
-    "gpu": TEXT,
-    "gpus": Field(int, most=MOST_GPUS),
-    "vcpus": MAYBE_COUNT,
-    "host_memory_gib": HOST_GIB,
-    "nvme_tb": MAYBE_NUMBER,
-    NETWORK: MAYBE_NUMBER,
+    **NODE_FIELDS,
     "tier": Field(str, among=tuple(tier.value for tier in PRICED)),
     "usd_per_hour": NUMBER,
     "currency": Field(str, False, among=(USD,)),

@@ -68,7 +68,7 @@ def ends(kept: Upkeep, steps: int, step_s: float) -> bool:
         steps: optimizer steps.
         step_s: seconds of one, with its share of evaluation.
     """
-    step_h = step_s * (1 + kept.share) / HOUR_S
+    step_h = kept.work_h(step_s)
     once_h = bounded_interval_h(kept, steps * step_h, step_h) + kept.write_h
     return stretched_h(LEAST_PROGRESS, once_h, 0.0, kept.restart_h, kept.between_failures_h) <= 1
 
@@ -81,7 +81,7 @@ def run_hours(kept: Upkeep, steps: int, step_s: float) -> float:
         steps: optimizer steps.
         step_s: seconds of one, with its share of evaluation.
     """
-    step_h = step_s * (1 + kept.share) / HOUR_S
+    step_h = kept.work_h(step_s)
     work_h = steps * step_h
     tau = bounded_interval_h(kept, work_h, step_h)
     return kept.start_up_h + stretched_h(work_h, tau, kept.write_h, kept.restart_h, kept.between_failures_h)
@@ -101,7 +101,7 @@ def touching_line(kept: Upkeep, steps: int, step_s: float) -> tuple[float, float
     Returns:
         Hours, and hours per second of a step.
     """
-    work_h_per_s = steps * (1 + kept.share) / HOUR_S
+    work_h_per_s = kept.work_h(steps)
     work_h, m = work_h_per_s * step_s, kept.between_failures_h
     step_h = work_h / steps
     tau = bounded_interval_h(kept, work_h, step_h)
@@ -134,7 +134,7 @@ def whole_run(
     hours = run_hours(kept, workload.steps, both_s) - kept.start_up_h
     steps_h, evaluation_h = (workload.steps * seconds / HOUR_S for seconds in (step_s, evaluation_s))
     work_h = (steps_h + evaluation_h) * (1 + kept.share)
-    tau = bounded_interval_h(kept, work_h, both_s * (1 + kept.share) / HOUR_S)
+    tau = bounded_interval_h(kept, work_h, kept.work_h(both_s))
     checkpoints_h = kept.write_h * work_h / tau
     restarts_h = -math.expm1(-kept.restart_h / kept.between_failures_h) * hours
     return Run(

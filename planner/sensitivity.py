@@ -14,7 +14,7 @@ from typing import Any
 
 from .candidate import Candidate, assess, constraints
 from .decide import Found, Search, decide, decided, short_of
-from .documents import decision, mfu, summary
+from .documents import answered, decision, mfu, summary
 from .program import TIE
 from .rebill import rebilled
 from .request import Request
@@ -114,15 +114,8 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
-        return {
-            "schema_version": 1,
-            "status": "answered",
-            "model": self.candidate.setting.model.name,
-            "decision": decision(self.candidate),
-            "mfu": mfu(self.candidate),
-            "scenarios": [outcome.to_dict() for outcome in self.outcomes],
-            "request": self.request.to_dict(),
-        }
+        scenarios = [outcome.to_dict() for outcome in self.outcomes]
+        return answered(self.request, self.candidate, mfu=mfu(self.candidate), scenarios=scenarios)
 
 
 Searcher = Callable[[Request, Stress, float], Search]  # ..., and dollars above which nothing need be explored

@@ -32,6 +32,10 @@ class Upkeep:
     write_h: float  # C
     interval_h: float  # tau, before a step and the run bound it
 
+    def work_h(self, seconds: float) -> float:
+        """Hours of so many seconds of steps, with what stalls and evaluation add."""
+        return seconds * (1 + self.share) / HOUR_S
+
     @property
     def least_stretch(self) -> float:
         """Hours of a run per hour of work, at no less than any interval reaches and with nothing written."""

@@ -46,16 +46,6 @@ NAMES: Mapping[str, tuple[str, object]] = MappingProxyType(
     | {"no-zero-init": ("zero_init", False), "padded-batches": ("batches", "padded")}
 )
 LONGEST_SHOWN = 40  # characters of what was typed that a message repeats
-FIXED_KINDS = (
-    "loss",
-    "kernels",
-    "compile",
-    "swap",
-    "attention",
-    "optimizer",
-    "precision",
-    "gradient_accumulation",
-)  # never searched: only what the user requires
 
 
 def known_name(name: str, *, where: str) -> str:

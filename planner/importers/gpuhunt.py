@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-from .guards import machine_of, offered
-from .listed import Imported, Listed, Machine, Noted, Reason, Source
+from .guards import imported
+from .listed import Imported, Listed, Noted, Reason, Source
 from .table import day_of, number, rows_of, text
 
 COLUMNS = ("instance_name", "location", "price", "cpu", "memory", "gpu_count", "gpu_name", "gpu_memory", "spot")
@@ -52,15 +52,14 @@ def read_gpuhunt(paths: tuple[Path, ...]) -> Imported:
     Raises:
         InputError: a file cannot be read, or is no catalog.
     """
-    noted: list[Noted] = []
-    machines: list[Machine] = []
-    sources = []
-    for path in paths:
-        rows = list(_rows(path, noted))
-        cloud = CLOUDS.get(path.stem, path.stem)
-        sources.append(Source(cloud=cloud, citation=f"gpuhunt {path.name}", date=_date(path), rows=len(rows)))
-        machines += [machine for row in _whole(rows) if (machine := machine_of(row, noted))]
-    return Imported(program="gpuhunt", sources=tuple(sources), priced=offered(machines, noted), noted=tuple(noted))
+    return imported("gpuhunt", paths, _catalog)
+
+
+def _catalog(path: Path, noted: list[Noted]) -> tuple[Source, Iterable[Listed]]:
+    rows = list(_rows(path, noted))
+    cloud = CLOUDS.get(path.stem, path.stem)
+    source = Source(cloud=cloud, citation=f"gpuhunt {path.name}", date=_date(path), rows=len(rows))
+    return source, _whole(rows)
 
 
 def _date(path: Path) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..catalog_files import LONGEST_TEXT, MOST_GPUS
 from ..hardware import Tier
-from .listed import Listed, Machine, Noted, Priced, Reason, among, facts, threshold
+from .listed import Imported, Listed, Machine, Noted, Priced, Reason, Source, among, facts, threshold
 from .names import TPU, named_gpu
 
 LARGEST_USD_PER_HOUR = 1e6
@@ -121,6 +122,27 @@ def _is_size(value: float | None) -> bool:
 
 def _is_amount(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and value > 0
+
+
+Catalog = Callable[[Path, list[Noted]], tuple[Source, Iterable[Listed]]]
+
+
+def imported(program: str, paths: Iterable[Path], catalog: Catalog) -> Imported:
+    """What these files offer, and what of them is left out and why.
+
+    Args:
+        program: whose catalogs they are.
+        paths: the files.
+        catalog: reads one of them: what it is, and a row for each machine in each place.
+    """
+    noted: list[Noted] = []
+    machines: list[Machine] = []
+    sources = []
+    for path in paths:
+        source, rows = catalog(path, noted)
+        sources.append(source)
+        machines += [machine for row in rows if (machine := machine_of(row, noted))]
+    return Imported(program=program, sources=tuple(sources), priced=offered(machines, noted), noted=tuple(noted))
 
 
 def offered(machines: Iterable[Machine], noted: list[Noted]) -> tuple[Priced, ...]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
 from .gcp import with_hosts
-from .guards import machine_of, offered
-from .listed import Imported, Listed, Machine, Noted, Source, among
+from .guards import imported
+from .listed import Imported, Listed, Noted, Source, among
 from .table import day_of, number, rows_of, text
 
 COLUMNS = ("InstanceType", "AcceleratorName", "AcceleratorCount", "vCPUs", "MemoryGiB", "Price", "SpotPrice", "Region")
@@ -57,16 +57,13 @@ def read_skypilot(paths: tuple[Path, ...]) -> Imported:
     Raises:
         InputError: a file cannot be read, or is no catalog.
     """
-    noted: list[Noted] = []
-    machines: list[Machine] = []
-    sources = []
-    for path in paths:
-        listed = list(_listed(path, noted))
-        cloud = path.parent.name
-        sources.append(Source(cloud=cloud, citation=f"SkyPilot {_where(path)}", date=_date(path), rows=len(listed)))
-        whole = with_hosts(listed, noted) if among(cloud, "flex_in_on_demand") else listed
-        machines += [machine for row in whole if (machine := machine_of(row, noted))]
-    return Imported(program="SkyPilot", sources=tuple(sources), priced=offered(machines, noted), noted=tuple(noted))
+    return imported("SkyPilot", paths, _catalog)
+
+
+def _catalog(path: Path, noted: list[Noted]) -> tuple[Source, Iterable[Listed]]:
+    listed, cloud = list(_listed(path, noted)), path.parent.name
+    source = Source(cloud=cloud, citation=f"SkyPilot {_where(path)}", date=_date(path), rows=len(listed))
+    return source, with_hosts(listed, noted) if among(cloud, "flex_in_on_demand") else listed
 
 
 def _where(path: Path) -> str:

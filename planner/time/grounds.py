@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..efficiency import Figure, architecture_key, figure, has
+from ..efficiency import Figure, architecture_key, architecture_keys, figure, first, has
 from ..hardware import Gpu, Node
 from ..work import Resource, Work
 from .network import COLLECTIVES, rests_on
@@ -51,19 +51,17 @@ TABLES = {
 
 @lru_cache(maxsize=1024)
 def _ground(resource: Resource, gpu: Gpu, bits: int) -> Ground:
-    key = architecture_key(gpu.architecture)
     if resource is Resource.MATMUL:
         return _matmul_ground(gpu, bits)
     if resource is Resource.ATTENTION:
-        return _named("attention", next((name for name in (gpu.name, key) if has("attention", name)), "other"))
+        return _named("attention", first("attention", gpu.name, architecture_key(gpu.architecture)) or "other")
     return _named(*TABLES[resource])
 
 
 def _matmul_ground(gpu: Gpu, bits: int) -> Ground:
     """The power limit's figure where there is one, else the ceiling's."""
     table = {0: "matmul_energy", 8: "fp8_energy", 4: "fp4_energy"}[bits]
-    names = ("-".join(gpu.architecture.lower().split()[:2]), architecture_key(gpu.architecture))
-    found = next((name for name in names if has(table, name)), None)
+    found = first(table, *architecture_keys(gpu.architecture))
     return _named(table, found) if found else _named("matmul_sustained", "other")
 
 

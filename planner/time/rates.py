@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..efficiency import architecture_key, optional, value
+from ..efficiency import architecture_key, architecture_keys, optional, value
 from ..hardware import Gpu, Node
 from ..work import Resource
 from ..workload import Precision
@@ -71,7 +71,8 @@ def rates(node: Node, ranks_per_node: int, precision: Precision, layers: int = 1
     if not peak:
         raise ValueError(refusal(gpu, precision))
     key = architecture_key(gpu.architecture)
-    ceiling = gpu.matmul_efficiency or optional("matmul_ceiling", _chip(gpu), key) or value("matmul_ceiling", "other")
+    measured = gpu.matmul_efficiency or optional("matmul_ceiling", *architecture_keys(gpu.architecture))
+    ceiling = measured or value("matmul_ceiling", "other")
     found = Rates(
         matmul_flop_per_s=_sustained_flop_per_s(gpu, peak, ceiling, "matmul_energy"),
         low_flop_per_s=_low_rates(gpu),
@@ -110,15 +111,9 @@ def _unit_s(rate: Rates) -> dict[Resource, float]:
 
 def _sustained_flop_per_s(gpu: Gpu, peak: float, ceiling: float, energy: str) -> float:
     """What large multiplications keep up: their ceiling's share, or what the power limit lets through."""
-    key = architecture_key(gpu.architecture)
     share = peak * ceiling * value("matmul_sustained", "other")
-    per_joule = optional(energy, _chip(gpu), key)
+    per_joule = optional(energy, *architecture_keys(gpu.architecture))
     return min(share, per_joule * gpu.tdp_w) if per_joule and gpu.tdp_w else share
-
-
-def _chip(gpu: Gpu) -> str:
-    """The compute capability as the tables name it: "ampere-sm86"."""
-    return "-".join(gpu.architecture.lower().split()[:2])
 
 
 def _low_rates(gpu: Gpu) -> tuple[tuple[int, float], ...]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import trainplan
+from trainplan.api.estimating import Estimate
 from trainplan.planner.architectures import build_model
+from trainplan.planner.model import Model
 
 from .engine import Lora, TinyModel
 
@@ -71,11 +73,9 @@ class Planned:
     trainable: int  # elements that the plan's ledger trains
 
 
-def planned(family: str = "llama", **options: Any) -> Planned:
-    """The plan of a tiny model on two GPUs of one node, by `trainplan.estimate` with these options."""
-    tiny = MODELS[family]
-    model = build_model({"model_type": tiny.family, **tiny.config}, name=f"tiny-{family}", source="tests")
-    found = trainplan.estimate(
+def estimated(model: Model, **options: Any) -> Estimate:
+    """The estimate of a tiny model on two GPUs of one node."""
+    return trainplan.estimate(
         model,
         gpus=f"{GPUS}xa100-80",
         price=1.0,
@@ -85,6 +85,13 @@ def planned(family: str = "llama", **options: Any) -> Planned:
         seq_len=SEQUENCE_TOKENS,
         **options,
     )
+
+
+def planned(family: str = "llama", **options: Any) -> Planned:
+    """The plan of a tiny model on two GPUs of one node, by `trainplan.estimate` with these options."""
+    tiny = MODELS[family]
+    model = build_model({"model_type": tiny.family, **tiny.config}, name=f"tiny-{family}", source="tests")
+    found = estimated(model, **options)
     return Planned(
         model=tiny,
         ds_config=found.ds_config,

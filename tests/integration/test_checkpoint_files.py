@@ -11,11 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-import trainplan
 from trainplan.planner.architectures import build_model
 from trainplan.planner.checkpoint import Checkpoint
 
-from .configurations import GLOBAL_BATCH, GPUS, LLAMA, MODELS, SEQUENCE_TOKENS, planned
+from .configurations import GPUS, LLAMA, MODELS, SEQUENCE_TOKENS, estimated, planned
 from .engine import Lora, launch
 
 pytestmark = pytest.mark.deepspeed
@@ -49,17 +48,7 @@ def files() -> tuple[Mapping[str, int], ...]:
 def predicted(stage: int, *, adapters: bool) -> Checkpoint:
     """What the estimate of the same configuration says."""
     model = build_model({"model_type": "llama", **LLAMA}, name="tiny", source="tests")
-    found = trainplan.estimate(
-        model,
-        gpus=f"{GPUS}xa100-80",
-        price=1.0,
-        gpus_per_node=GPUS,
-        host_memory_gib=64,
-        global_batch=GLOBAL_BATCH,
-        seq_len=SEQUENCE_TOKENS,
-        zero=stage,
-        **(LORA_OPTIONS if adapters else {}),
-    )
+    found = estimated(model, zero=stage, **(LORA_OPTIONS if adapters else {}))
     return found.candidate.cost.run.saved
 
 
