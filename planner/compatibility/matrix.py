@@ -27,13 +27,14 @@ def matrix(names: Mapping[str, tuple[str, object]], *, versions: Versions | None
         names: of features, with the fact and value of each; those of the stages are the columns.
         versions: by package; left out, the pinned ones.
     """
-    lines = {name: dict([fact]) for name, fact in names.items() if fact[0] != "zero_stage"}
+    lines: dict[str, Facts] = {name: dict([fact]) for name, fact in names.items() if fact[0] != "zero_stage"}
     usual = {name: facts for name, facts in lines.items() if not stated_facts(facts)}
     alone = {name: facts for name, facts in lines.items() if name not in usual}
+    nothing: Facts = {}
     together = {_name(names, facts): facts for facts in _together()}
     return tuple(
         Line(name=name, answers=tuple(answer({**facts, "zero_stage": stage}, versions=versions) for stage in STAGES))
-        for name, facts in ({", ".join(usual): {}} | alone | together).items()
+        for name, facts in {", ".join(usual): nothing, **alone, **together}.items()
     )
 
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from textwrap import fill
 from typing import Any
 
 from ..compatibility import MEANING, STAGES, Answer, Line, Refusal, Status, Trial, Versions, table, words
 from .table import table as text_table
 
+WIDTH = 120  # columns of a paragraph
+
 
 def matrix_text(lines: Iterable[Line], versions: Versions) -> str:
     """Features against stages, the legend, and what is known of single versions."""
-    known, untried = [], []
-    for line in lines:
-        (untried if all(a.status is Status.UNTRIED for a in line.answers) else known).append(line)
+    everything = tuple(lines)
+    untried = [line.name for line in everything if all(a.status is Status.UNTRIED for a in line.answers)]
+    known = [line for line in everything if line.name not in untried]
     rows = [(line.name, *(answer.status.value for answer in line.answers)) for line in known]
     header = ("", *(f"ZeRO {stage}" for stage in STAGES))
     legend = text_table((status.value, meaning) for status, meaning in MEANING.items())
     parts = (
         versions_text(versions),
         text_table(rows, header=header),
-        f"untried at every stage: {', '.join(line.name for line in untried)}",
+        _wrapped(f"untried at every stage: {', '.join(untried)}", indent=""),
         legend,
         f"Known of single versions:\n{known_text()}",
         "One combination, with reason and source: trainplan support zero-3 qlora",
@@ -41,9 +44,14 @@ def versions_text(versions: Versions) -> str:
 
 def known_text() -> str:
     """What holds in some versions alone, refusals first; their sources are in `matrix_document`."""
-    refused = [(_limits(row.versions), f"{row.what()}: {row.reason}; use {row.instead}") for row in _limited()]
-    changed = [(f"{row.package} {row.versions}", f"{row.what}; {row.advice}") for row in table().changes]
-    return text_table([*refused, *changed], indent="  ")
+    refused = [f"{_limits(row.versions)}: {row.what()}: {row.reason}; use {row.instead}" for row in _limited()]
+    changed = [f"{row.package} {row.versions}: {row.what}; {row.advice}" for row in table().changes]
+    return "\n".join(_wrapped(line) for line in (*refused, *changed))
+
+
+def _wrapped(line: str, indent: str = "  ") -> str:
+    """A paragraph of lines that fit a window, hanging."""
+    return fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
 def _limited() -> list[Refusal]:
@@ -62,22 +70,24 @@ def _limits(versions: Mapping[str, str]) -> str:
 def answer_text(name: str, answer: Answer) -> str:
     """One combination: the verdict, and the rows that decided."""
     lines = [f"{name}: {answer.status.value}"]
-    lines += [f"  {line}" for row in answer.refusals for line in _refusal_lines(row)]
-    lines += [f"  {_trial_line(row)}" for row in answer.trials]
-    lines += [f"  {_trial_line(row)}; not in these versions" for row in answer.elsewhere]
+    lines += [line for row in answer.refusals for line in _refusal_lines(row)]
+    lines += [_wrapped(_trial_line(row)) for row in answer.trials]
+    lines += [_wrapped(f"{_trial_line(row)}; not in these versions") for row in answer.elsewhere]
     if answer.status is Status.UNTRIED:
-        lines.append(f"  {MEANING[Status.UNTRIED]}")
-        lines += [f"  part of it runs: {facts_text(part)}" for part in answer.parts]
+        lines.append(_wrapped(MEANING[Status.UNTRIED]))
+        lines += [_wrapped(f"part of it runs: {facts_text(part)}") for part in answer.parts]
     return "\n".join(lines)
 
 
 def _refusal_lines(row: Refusal) -> tuple[str, ...]:
-    return (f"{row.what()}{row.known_for()}: {row.reason}", f"  source: {row.source}", f"  instead: {row.instead}")
+    reason = _wrapped(f"{row.what()}{row.known_for()}: {row.reason}")
+    return (reason, *(_wrapped(line, indent="    ") for line in (f"source: {row.source}", f"instead: {row.instead}")))
 
 
 def _trial_line(row: Trial) -> str:
     limits = f" ({_limits(row.versions)})" if row.versions else ""
-    return f"{row.status}: {row.source}, {row.date}{limits}"
+    proof = f"; {row.proof[0]}" if row.proof else ""
+    return f"{row.status}: {row.source}, {row.date}{limits}{proof}"
 
 
 def facts_text(facts: Mapping[str, object]) -> str:
