@@ -78,7 +78,7 @@ def test_installed_versions_are_named(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr("trainplan.planner.compatibility.installed", lambda: {"deepspeed": "0.18.0"})
     assert run_root(["support", "zero-2", "--installed"]) == 3
     out = capsys.readouterr().out
-    assert out.startswith("deepspeed 0.18.0; without torch, transformers, accelerate, peft, bitsandbytes\n")
+    assert out.startswith("deepspeed 0.18.0; without torch, transformers, accelerate, peft, bitsandbytes, datasets\n")
     assert run_root(["support", "zero-2", "--installed", "--with", "deepspeed=0.19.8"]) == 0
 
 

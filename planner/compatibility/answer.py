@@ -67,7 +67,7 @@ def answer(facts: Facts, *, versions: Versions | None = None) -> Answer:
         status = Status.BROKEN if limited else Status.REFUSED
         return Answer(facts=facts, versions=versions, status=status, refusals=hits)
     about = tuple(trial for trial in table().trials if trial.shows(facts))
-    here = tuple(trial for trial in about if _known_for(trial, versions))
+    here = tuple(trial for trial in about if _known_for(trial, facts, versions))
     return Answer(
         facts=facts,
         versions=versions,
@@ -78,9 +78,20 @@ def answer(facts: Facts, *, versions: Versions | None = None) -> Answer:
     )
 
 
-def _known_for(trial: Trial, versions: Versions) -> bool:
+def _known_for(trial: Trial, facts: Facts, versions: Versions) -> bool:
     """Whether the trial was of these versions; what runs here runs with the pinned ones."""
-    return hold(trial.versions or {package: f"=={version}" for package, version in pinned().items()}, versions)
+    exact = {package: f"=={version}" for package, version in pinned().items() if _matters(package, facts)}
+    return hold(trial.versions or exact, versions)
+
+
+def _matters(package: str, facts: Facts) -> bool:
+    """Whether a combination runs code of a package.
+
+    >>> _matters("peft", {"zero_stage": 3}), _matters("peft", {"method": "lora"}), _matters("torch", {})
+    (False, True, True)
+    """
+    needed = table().needed
+    return package not in needed or any(facts.get(key) in values for key, values in needed[package].items())
 
 
 def _status(trials: Iterable[Trial]) -> Status:
@@ -90,7 +101,12 @@ def _status(trials: Iterable[Trial]) -> Status:
 
 def _parts(facts: Facts, versions: Versions) -> tuple[dict[str, object], ...]:
     """The largest combinations within these facts that run, with what they leave out."""
-    found = [part for trial in table().trials if _known_for(trial, versions) for part in trial.parts_of(facts)]
+    found = [
+        part
+        for trial in table().trials
+        for part in trial.parts_of(facts)
+        if trial.status == Status.RUNS and _known_for(trial, part, versions)
+    ]
     largest = max((len(stated_facts(part)) for part in found), default=0)
     unique = {tuple(sorted(part.items())): part for part in found if len(stated_facts(part)) == largest > 0}
     return tuple(unique.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -107,6 +107,7 @@ class Table:
     """The whole file."""
 
     pinned: Mapping[str, str]
+    needed: Mapping[str, Mapping[str, Sequence[object]]]  # by package: facts with which it matters
     usual: Facts
     features: tuple[Feature, ...]
     refusals: tuple[Refusal, ...]
@@ -121,6 +122,7 @@ def table() -> Table:
     rows = tomllib.loads(text)
     return Table(
         pinned=MappingProxyType(rows["pinned"]),
+        needed=MappingProxyType(rows["needed"]),
         usual=MappingProxyType(rows["usual"]),
         features=tuple(Feature(**row) for row in rows["feature"]),
         refusals=tuple(_refusal(row) for row in rows["refusal"]),

@@ -35,7 +35,7 @@ def versions_text(versions: Versions) -> str:
     """What the answer is for.
 
     >>> versions_text({"deepspeed": "0.19.8", "torch": "2.13.0"})
-    'deepspeed 0.19.8, torch 2.13.0; without transformers, accelerate, peft, bitsandbytes'
+    'deepspeed 0.19.8, torch 2.13.0; without transformers, accelerate, peft, bitsandbytes, datasets'
     """
     missing = [package for package in table().pinned if package not in versions]
     named = ", ".join(f"{package} {version}" for package, version in versions.items())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from itertools import product
-from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from trainplan.api.supporting import support_names
 from trainplan.planner.compatibility import Refusal, Trial, pinned, refusals, refused, stated_facts, table
@@ -19,7 +16,6 @@ from trainplan.strategies.space import NAMES, Choices, families
 
 from ..tiny import llama
 
-ROOT = Path(__file__).resolve().parents[2]
 VALUES: dict[str, set[object]] = {}
 for fact, value in (*support_names().values(), ("pipeline", False), ("partial_share", False)):
     VALUES.setdefault(fact, set()).add(value)
@@ -84,14 +80,6 @@ def test_versions_are_specifiers_of_known_packages() -> None:
     for change in table().changes:
         SpecifierSet(change.versions)
         assert change.source
-
-
-def test_pinned_versions_are_those_of_the_package() -> None:
-    """One fact in two files: the extra `train` of pyproject.toml."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    requirements = map(Requirement, tomllib.loads(text)["project"]["optional-dependencies"]["train"])
-    exact = {r.name: str(r.specifier).removeprefix("==") for r in requirements}
-    assert {package: exact.get(package) for package in pinned()} == dict(pinned())
 
 
 @pytest.mark.parametrize("trial", table().trials, ids=lambda trial: f"{trial.status} {trial.when}")

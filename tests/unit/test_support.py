@@ -92,6 +92,15 @@ def test_a_package_that_is_missing_shows_nothing() -> None:
     assert [trial.status for trial in found.elsewhere] == ["runs", "documented"]
 
 
+def test_only_packages_that_matter_decide() -> None:
+    """Full fine-tuning runs without peft, LoRA does not; no combination runs code of datasets."""
+    torch_alone = {package: pinned()[package] for package in ("torch", "deepspeed", "transformers")}
+    assert answer({"zero_stage": 3}, versions=torch_alone).status is Status.RUNS
+    assert answer({"zero_stage": 3, "method": "lora"}, versions=torch_alone).status is Status.UNTRIED
+    lora = {**torch_alone, "peft": pinned()["peft"]}
+    assert answer({"zero_stage": 3, "method": "lora"}, versions=lora).status is Status.RUNS
+
+
 def test_installed_versions_are_the_metadata() -> None:
     """Each package that is installed here, as pip knows it."""
     for package in pinned():
