@@ -189,6 +189,7 @@ OPTIONS = {
         "--json",
     ],
     "trainplan validate": ["--grades", "--good-rows", "--json"],
+    "trainplan support": ["--with", "--installed", "--json"],
     "trainplan models": [],
     "trainplan models list": ["--json"],
     "trainplan models search": ["--json"],
