@@ -28,6 +28,7 @@ class Cost:
     """What a key costs, as the difference of two folded ledgers and steps: with it less without it."""
 
     gpu_bytes: int  # of one GPU, at the peak
+    gpu_phase_bytes: int  # of one GPU, in the phase of training where it is most
     host_bytes: int  # of one node, at the peak
     nvme_bytes: int  # of one node
     step_s: float
@@ -37,6 +38,7 @@ class Cost:
         """The JSON document."""
         return {
             "gpu_bytes": self.gpu_bytes,
+            "gpu_bytes_in_its_phase": self.gpu_phase_bytes,
             "host_bytes_per_node": self.host_bytes,
             "nvme_bytes_per_node": self.nvme_bytes,
             "step_s": self.step_s,

@@ -32,6 +32,8 @@ class Key:
     cost: str  # ledger, nothing, spares, unknown
     auto: str
     effect: str
+    against: Any  # what its cost is compared with; None: nothing
+    together: tuple[str, ...]  # keys of the same section that change with it
 
     @property
     def name(self) -> str:
@@ -117,6 +119,8 @@ def _key(path: str, row: Mapping[str, Any], cost: str) -> Key:
         cost=row.get("cost", cost),
         auto=row.get("auto", ""),
         effect=row["effect"],
+        against=row.get("against"),
+        together=tuple(row.get("together", ())),
     )
 
 
