@@ -6,7 +6,7 @@ checkpointing; free are stage, offload, sizes, and the micro-batch where the fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,18 @@ from .searching import choices_of
 SHAPE_RULES = ("higher-stage-than-needed", "optimizer-offload-not-needed", "parameter-offload-not-needed")
 MICRO, STEPS, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
 LARGEST_MICRO_BATCH = 64
+FINALISTS = 3  # shapes that are tried with the file's own sizes too
+SIZES = tuple(
+    f"{ZERO}.{name}"
+    for name in (
+        "reduce_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+        "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    )
+)  # fmt: skip
 CPU_ADAM_REFUSES = ("torch_adam", "fused", "foreach")  # arguments of torch's AdamW alone
+
+
+Option = tuple[Mapping[str, Any], Judged]  # changes of the file, and what it is after them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,8 @@ class Better:
 def better(config: ConfigText, base: Judged, bench: Bench, findings: Sequence[Finding]) -> Better | None:
     """The cheapest that fits, the user's own shape where it is as good; None where nothing is better, or nothing fits.
 
+    Nothing is claimed where a key is not modelled that may need more.
+
     Args:
         config: the user's text.
         base: what it is now.
@@ -68,17 +81,36 @@ def better(config: ConfigText, base: Judged, bench: Bench, findings: Sequence[Fi
     mended = dict(_mending(findings))
     own = bench.after(base.document, mended)
     start = own or base
-    options = [*([(mended, own)] if own else []), *_options(start, bench, mended, base.document)]
-    fitting = [(changes, judged) for changes, judged in options if judged.candidate.fits and not judged.refusal]
-    if not fitting:
+    if any(each.may_add for each in base.meaning.unmodelled):
+        return None  # of what nothing can be said
+    fitting = _cheapest_first(_options(start, bench, mended, base.document))[:FINALISTS]
+    resized = [_own_sizes(changes, bench, base.document) for changes, _ in fitting]
+    finalists = _cheapest_first([*fitting, *(option for option in resized if option)])
+    if own and _good(own) and not (finalists and _cheaper(finalists[0][1], own)):
+        finalists = [(mended, own)]
+    if not finalists:
         return None
-    changes, best = min(fitting, key=lambda pair: pair[1].candidate.cost.usd)
-    if own and own.candidate.fits and not own.refusal and not _cheaper(best, own):
-        changes, best = mended, own
+    changes, best = finalists[0]
     needed = effective(base.document, changes)
     if not needed:
         return None
     return _written(config, base, best, needed)
+
+
+def _good(judged: Judged) -> bool:
+    return judged.candidate.fits and not judged.refusal
+
+
+def _cheapest_first(options: Iterable[Option]) -> list[Option]:
+    """Those that fit."""
+    return sorted((option for option in options if _good(option[1])), key=lambda option: option[1].candidate.cost.usd)
+
+
+def _own_sizes(changes: Mapping[str, Any], bench: Bench, document: Mapping[str, Any]) -> Option | None:
+    """The same shape with the file's own sizes: larger buckets take memory, and may be quicker."""
+    kept = {path: value for path, value in changes.items() if path not in SIZES}
+    judged = bench.after(document, kept)
+    return None if judged is None else (kept, judged)
 
 
 def _cheaper(one: Judged, other: Judged) -> bool:
@@ -94,7 +126,7 @@ def _mending(findings: Sequence[Finding]) -> Iterator[tuple[str, Any]]:
 
 def _options(
     start: Judged, bench: Bench, mended: Mapping[str, Any], document: Mapping[str, Any]
-) -> Iterator[tuple[Mapping[str, Any], Judged]]:
+) -> Iterator[Option]:
     """Every shape and micro-batch that the program would look at, as changes of the file, read back and judged."""
     for micro in _micro_batches(start, bench):
         for shape in SHAPES:
@@ -145,17 +177,26 @@ def _shaped(
 def _zero_changes(emitted: Mapping[str, Any], start: Judged, stage: int) -> dict[str, Any]:
     """Keys of zero_optimization: set where another value is in force, taken out where they act no more."""
     changes = {
-        path: value for path, value in _leaves(ZERO, emitted[ZERO]) if start.resolved.values[path].value != value
+        path: value for path, value in _leaves(ZERO, emitted[ZERO]) if _in_force(start, path, stage) != value
     }
     for name in ("offload_optimizer", "offload_param"):
         if name not in emitted[ZERO]:
             changes[f"{ZERO}.{name}"] = REMOVE
+    before = start.meaning.stage
     idle = [
         path
         for path, key in keys().items()
-        if path.startswith(f"{ZERO}.") and path in start.resolved.written and stage not in key.stages
+        if path.startswith(f"{ZERO}.") and path in start.resolved.written
+        if stage not in key.stages and before in key.stages
     ]
     return {**changes, **dict.fromkeys((path for path in idle if path not in changes), REMOVE)}
+
+
+def _in_force(start: Judged, path: str, stage: int) -> Any:
+    """A value at another stage: overlap_comm's default follows the stage."""
+    if path == f"{ZERO}.overlap_comm" and path not in start.resolved.written:
+        return stage == 3
+    return start.resolved.values[path].value
 
 
 def _leaves(path: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -85,8 +85,8 @@ def given_stack(
 
 
 def _sums(meaning: Meaning) -> bool:
-    """Whether the type of sums must be said: a search would choose it at stage 2."""
-    return meaning.accumulation is not None or meaning.stage == 2
+    """Whether the type of sums must be said: it is another than the model's, or a search would choose it (stage 2)."""
+    return meaning.accumulation not in (None, meaning.precision) or meaning.stage == 2
 
 
 def _offloads(meaning: Meaning) -> tuple[Strategy, ...]:

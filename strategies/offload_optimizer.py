@@ -125,11 +125,11 @@ class OffloadOptimizer:
         keys = {"offload_optimizer": {"pin_memory": False}}
         return replace(ledger, entries=entries, work=work).keys(zero_optimization=keys)
 
-    def _share(self, part: int, stays: bool) -> int:
+    def _share(self, part: int, divided: bool) -> int:
         """Elements on the host: the share itself; of a configuration's single sub-group all."""
         if self.given_ratio is None:
             return -(-part * self.groups_on_host // GROUPS)
-        return math.ceil(part * Fraction(self.ratio).limit_denominator(RATIO_DENOMINATOR)) if stays else part
+        return math.ceil(part * Fraction(self.ratio).limit_denominator(RATIO_DENOMINATOR)) if divided else part
 
     def _sharded(self, ledger: Ledger, setting: Setting) -> Ledger:
         """Stage 3: master, states, fp32 gradients and the gradient buffer on the host; of a share what stays, too.
@@ -141,7 +141,7 @@ class OffloadOptimizer:
         size = ledger.knobs.sub_group or chosen
         groups = sub_groups(ledger.trainable, setting.world_size, size)
         first = int((1 - self.ratio) * len(groups))  # as DeepSpeed rounds it: stage3.py, _create_fp32_partitions
-        share = self._share(part, first > 0)
+        share = self._share(part, len(groups) > 1)
         most = min(part, share + max(groups)) if self.partial else part
         left = ledger.without(
             Item.MASTER,

@@ -124,9 +124,10 @@ def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
     touch = touched(ledger.trainable, setting.world_size, padded=True)
     waiting = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
     reduced = (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS  # at the end the whole gradient covers it
+    bucket_phases = _union(waiting, BACKWARDS)
     if not ledger.knobs.overlaps:  # nothing is reduced before the backward pass is over
         waiting, reduced = waiting or (Phase.BACKWARD_END,), (Phase.BACKWARD_END,)
-    return _flat_states(ledger, setting, bucket_phases=_union(waiting, BACKWARDS)).plus(
+    return _flat_states(ledger, setting, bucket_phases=bucket_phases).plus(
         Entry(Item.ACCUMULATED, Device.GPU, e * n if waiting else 0, waiting, f"{e} B x {n:,}, whole"),
         Entry(Item.GRADIENTS, Device.GPU, e * touch, (*reduced, Phase.STEP), f"{e} B x P_touch {touch:,}"),
     ).doing(_reduction(ledger, setting, once=True))  # fmt: skip
