@@ -23,6 +23,7 @@ class Key:
     kind: str  # used, deprecated, removed
     new: str  # what to write instead
     null: bool  # whether null is a value
+    bools: bool  # whether true and false are numbers
     stages: tuple[int, ...]
     choices: tuple[Any, ...]
     least: float | None
@@ -110,6 +111,7 @@ def _key(path: str, row: Mapping[str, Any], cost: str) -> Key:
         kind=row.get("kind", "used"),
         new=row.get("new", ""),
         null=bool(row.get("null")) or ("default" not in row and "." not in path) or row["type"] == "any",
+        bools=bool(row.get("bools", True)),
         stages=tuple(row.get("stages", ALL_STAGES)),
         choices=tuple(row.get("choices", ())),
         least=row.get("least"),

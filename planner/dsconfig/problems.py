@@ -170,7 +170,7 @@ def _number(key: Key, value: Any, *, lax: bool) -> int | float:
             value = float(value) if key.type == "float" else int(value)
         except ValueError:
             raise Unreadable("no number") from None
-    if isinstance(value, bool) and not lax:
+    if isinstance(value, bool) and not (lax and key.bools):
         raise Unreadable("no number")
     if not isinstance(value, int | float):
         raise Unreadable("no number")
