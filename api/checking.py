@@ -10,7 +10,7 @@ from typing import Any
 
 from ..planner.candidate import Candidate
 from ..planner.documents import cost_document, decision, memory_document, time_document
-from ..planner.dsconfig.facts import facts
+from ..planner.dsconfig.facts import Facts, facts
 from ..planner.dsconfig.findings import Finding, Severity
 from ..planner.dsconfig.keys import document as key_document
 from ..planner.dsconfig.prices import KeyPrice, key_prices
@@ -136,29 +136,41 @@ def check(
     text = from_mapping(config) if isinstance(config, Mapping) else read(str(Path(config)))
     chosen = (wanted or request(gpus=gpus, method=method, **options)).suited(loaded)
     chosen = replace(chosen, max_gpus=max(chosen.max_gpus, chosen.gpu_count or 0))
-    bench = _bench(loaded, chosen, micro_batch, checkpointing)
+    bench = bench_of(loaded, chosen, micro_batch, checkpointing)
     judged = bench.judge(text.values)
-    bench = replace(bench, machines=(judged.candidate.offer,))
-    known = facts(judged.resolved, judged.meaning, judged.candidate.ledger, judged.candidate.setting)
+    bench = replace(bench, machines=(judged.candidate.offer,))  # variants are compared on one machine
+    findings = findings_of(text, judged, bench)
+    return Checked(
+        request=chosen,
+        config=text,
+        judged=judged,
+        findings=findings,
+        prices=key_prices(_facts(judged), judged.resolved, judged.candidate, bench.again(text.values)),
+        better=better(text, judged, bench, findings),
+    )
 
-    def again(changes: Mapping[str, Any]) -> Candidate | None:
-        other = bench.after(text.values, changes)
-        return None if other is None else other.candidate
 
+def findings_of(config: ConfigText, judged: Judged, bench: Bench) -> tuple[Finding, ...]:
+    """Everything that is wrong, harmful, wasteful or worth knowing, the worst first."""
+    again = bench.again(config.values)
     findings = (
-        *problems(text),
-        *found(known, judged.resolved, judged.candidate, again),
+        *problems(config),
+        *found(_facts(judged), judged.resolved, judged.candidate, again),
         *ignored(judged.resolved),
     )
-    ordered = tuple(sorted(findings, key=lambda finding: finding.severity))
-    prices = key_prices(known, judged.resolved, judged.candidate, again)
-    mended = better(text, judged, bench, ordered)
-    return Checked(
-        request=chosen, config=text, judged=judged, findings=ordered, prices=prices, better=mended
-    )
+    return tuple(sorted(findings, key=lambda finding: finding.severity))
 
 
-def _bench(model: Model, wanted: Request, micro_batch: int | None, checkpointing: str | int) -> Bench:
+def _facts(judged: Judged) -> Facts:
+    return facts(judged.resolved, judged.meaning, judged.candidate.ledger, judged.candidate.setting)
+
+
+def bench_of(model: Model, wanted: Request, micro_batch: int | None, checkpointing: str | int) -> Bench:
+    """Everything of a check but the configuration.
+
+    Raises:
+        InputError: no fixed count of GPUs, or no machine.
+    """
     if wanted.gpu_count is None:
         raise InputError(
             f"--gpus: no count, got {','.join(wanted.gpus)}; a check needs a type and a count; write --gpus 8xh100"

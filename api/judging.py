@@ -11,6 +11,7 @@ from ..planner.compatibility import Refusal
 from ..planner.dsconfig.changing import changed
 from ..planner.dsconfig.meaning import Meaning, meaning
 from ..planner.dsconfig.resolving import Asked, Resolved, resolve
+from ..planner.dsconfig.rules import Judge
 from ..planner.errors import InputError
 from ..planner.hardware import Offer
 from ..planner.model import Model
@@ -79,6 +80,15 @@ class Bench:
         wanted = replace(self.wanted, global_batch=batch)
         wanted.check(self.model)
         return best_of(self.machines, stack, self.model, wanted, self.method, stage, micro_batch=micro_batch)
+
+    def again(self, document: Mapping[str, Any]) -> Judge:
+        """Judges one document after changes."""
+
+        def judge(changes: Mapping[str, Any]) -> Candidate | None:
+            other = self.after(document, changes)
+            return None if other is None else other.candidate
+
+        return judge
 
     def after(self, document: Mapping[str, Any], changes: Mapping[str, Any]) -> Judged | None:
         """The configuration after changes; None where it cannot be judged."""

@@ -116,11 +116,10 @@ def _allowed(rule: Rule, other: Candidate) -> bool:
 
 def _worth(rule: Rule, price: Cost, base: Candidate) -> bool:
     """Whether what is saved reaches the threshold."""
-    slower = price.step_s < -threshold("step_share") * base.time.step_s
     if rule.better == "time":
         return price.step_s >= threshold("step_share") * base.time.step_s
     least = threshold("gpu_gib") * GIB
-    return not slower and max(price.gpu_bytes, price.gpu_phase_bytes) >= least or price.host_bytes >= _host_least()
+    return max(price.gpu_bytes, price.gpu_phase_bytes) >= least or price.host_bytes >= _host_least()
 
 
 def _host_least() -> float:
@@ -128,11 +127,12 @@ def _host_least() -> float:
 
 
 def _severity(rule: Rule, price: Cost | None, base: Candidate) -> Severity:
-    """What is not there at the peak costs nothing today."""
+    """What is not there at the peak costs nothing today, and what saves time is a choice: notes."""
     if rule.severity is not Severity.WASTEFUL or rule.better != "memory" or price is None:
         return rule.severity
     felt = price.gpu_bytes >= threshold("gpu_gib") * GIB or price.host_bytes >= _host_least()
-    return Severity.WASTEFUL if felt else Severity.NOTE
+    quicker = price.step_s < -threshold("step_share") * base.time.step_s
+    return Severity.WASTEFUL if felt and not quicker else Severity.NOTE
 
 
 def _differs(price: Cost) -> bool:
