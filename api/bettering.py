@@ -84,8 +84,8 @@ def better(config: ConfigText, base: Judged, bench: Bench, findings: Sequence[Fi
     if any(each.may_add for each in base.meaning.unmodelled):
         return None  # of what nothing can be said
     fitting = _cheapest_first(_options(start, bench, mended, base.document))[:FINALISTS]
-    resized = [_own_sizes(changes, bench, base.document) for changes, _ in fitting]
-    finalists = _cheapest_first([*fitting, *(option for option in resized if option)])
+    resized = [option for changes, _ in fitting if (option := _own_sizes(changes, bench, base.document))]
+    finalists = _cheapest_first([*fitting, *(option for option in resized if _cheaper(option[1], fitting[0][1]))])
     if own and _good(own) and not (finalists and _cheaper(finalists[0][1], own)):
         finalists = [(mended, own)]
     if not finalists:

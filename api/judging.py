@@ -76,10 +76,11 @@ class Bench:
         return Judged(document=document, resolved=resolved, meaning=told, candidate=candidate, refusal=refusal)
 
     def on(self, stack: Stack, stage: int, batch: int, micro_batch: int) -> Candidate:
-        """A stack on the cheapest of the machines."""
+        """A stack on the cheapest of the machines, of those whose host RAM is known where there are any."""
         wanted = replace(self.wanted, global_batch=batch)
         wanted.check(self.model)
-        return best_of(self.machines, stack, self.model, wanted, self.method, stage, micro_batch=micro_batch)
+        known = [machine for machine in self.machines if machine.node.host_memory_bytes is not None]
+        return best_of(known or self.machines, stack, self.model, wanted, self.method, stage, micro_batch=micro_batch)
 
     def again(self, document: Mapping[str, Any]) -> Judge:
         """Judges one document after changes."""

@@ -174,7 +174,8 @@ def _better(found: Document) -> str:
         return _nothing_better(found)
     saves = cost_words(better["saves"], "saves ", "takes another ")
     opening = "A better configuration on the same GPUs" if found["verdict"] == "fits" else "One that fits and runs"
-    return f"{opening}: {saves or 'as quick and as large'}\n\n{better['diff']}".rstrip("\n")
+    head = "\n".join(wrap(f"{opening}: {saves or 'as quick and as large'}", WIDTH))
+    return f"{head}\n\n{better['diff']}".rstrip("\n")
 
 
 def _nothing_better(found: Document) -> str:
@@ -182,7 +183,7 @@ def _nothing_better(found: Document) -> str:
         return "No better configuration is claimed: what is not modelled may need more"
     if found["verdict"] == "does not fit":
         return (
-            "No stage, offload or micro-batch fits on these GPUs; try --checkpointing full, --method lora, or more GPUs "
-            "(trainplan plan finds them)"
+            "No stage, offload or micro-batch fits on these GPUs; try --checkpointing full, --method lora, or more\n"
+            "GPUs, which trainplan plan finds"
         )
     return "Nothing better was found on these GPUs: stages, offloads, sizes and micro-batches were tried"
