@@ -124,9 +124,7 @@ def _mending(findings: Sequence[Finding]) -> Iterator[tuple[str, Any]]:
             yield from finding.changes
 
 
-def _options(
-    start: Judged, bench: Bench, mended: Mapping[str, Any], document: Mapping[str, Any]
-) -> Iterator[Option]:
+def _options(start: Judged, bench: Bench, mended: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[Option]:
     """Every shape and micro-batch that the program would look at, as changes of the file, read back and judged."""
     for micro in _micro_batches(start, bench):
         for shape in SHAPES:
@@ -143,7 +141,7 @@ def _micro_batches(start: Judged, bench: Bench) -> tuple[int, ...]:
     """The file's own; powers of two where it has a number to change."""
     batch = start.resolved.batch
     written = start.document.get(MICRO), start.document.get(STEPS)
-    if bench.micro_batch is not None or "auto" in written or TOTAL not in start.document and None in written:
+    if bench.micro_batch is not None or "auto" in written or (TOTAL not in start.document and None in written):
         return (batch.micro,)
     each = batch.total // batch.gpus
     sizes = {1 << n for n in range(LARGEST_MICRO_BATCH.bit_length()) if each % (1 << n) == 0}
@@ -176,9 +174,7 @@ def _shaped(
 
 def _zero_changes(emitted: Mapping[str, Any], start: Judged, stage: int) -> dict[str, Any]:
     """Keys of zero_optimization: set where another value is in force, taken out where they act no more."""
-    changes = {
-        path: value for path, value in _leaves(ZERO, emitted[ZERO]) if _in_force(start, path, stage) != value
-    }
+    changes = {path: value for path, value in _leaves(ZERO, emitted[ZERO]) if _in_force(start, path, stage) != value}
     for name in ("offload_optimizer", "offload_param"):
         if name not in emitted[ZERO]:
             changes[f"{ZERO}.{name}"] = REMOVE

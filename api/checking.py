@@ -179,7 +179,7 @@ def bench_of(model: Model, wanted: Request, micro_batch: int | None, checkpointi
     return Bench(
         model=model,
         wanted=wanted,
-        machines=tuple(machines_for(wanted, wanted.gpu_count)),
+        machines=tuple(machines_for(wanted, wanted.gpu_count, known_host=True)),
         method=wanted.methods[0] if wanted.methods else Method.FULL,
         layers=layers,
         on_host=on_host,

@@ -1,4 +1,4 @@
-"""A configuration of DeepSpeed, judged: its values in force, the stack they stand for, folded on the user's machines."""
+"""A DeepSpeed configuration, judged: its values in force, the stack they stand for, folded on the user's machines."""
 
 from __future__ import annotations
 
@@ -69,18 +69,15 @@ class Bench:
         resolved = resolve(document, self.asked)
         told = meaning(resolved)
         choices = replace(choices_of(self.wanted, self.model), methods=(self.method,))
-        stack, refusal = given_stack(
-            told, choices, self.model, self.method, layers=self.layers, on_host=self.on_host
-        )
+        stack, refusal = given_stack(told, choices, self.model, self.method, layers=self.layers, on_host=self.on_host)
         candidate = self.on(stack, told.stage, resolved.batch.total, resolved.batch.micro)
         return Judged(document=document, resolved=resolved, meaning=told, candidate=candidate, refusal=refusal)
 
     def on(self, stack: Stack, stage: int, batch: int, micro_batch: int) -> Candidate:
-        """A stack on the cheapest of the machines, of those whose host RAM is known where there are any."""
+        """A stack on the cheapest of the machines."""
         wanted = replace(self.wanted, global_batch=batch)
         wanted.check(self.model)
-        known = [machine for machine in self.machines if machine.node.host_memory_bytes is not None]
-        return best_of(known or self.machines, stack, self.model, wanted, self.method, stage, micro_batch=micro_batch)
+        return best_of(self.machines, stack, self.model, wanted, self.method, stage, micro_batch=micro_batch)
 
     def again(self, document: Mapping[str, Any]) -> Judge:
         """Judges one document after changes."""

@@ -29,7 +29,7 @@ SAID = ("micro_batch", "checkpointing")
 @click.argument("config", type=click.Path())
 @applied(WHAT, JOB, MACHINES, PRICES, SCRIPT, RUN, STRATEGIES, WRITE, JSON)
 @click.pass_context
-def command(ctx: click.Context, *, config: str, write: str | None, as_json: bool, **options: Any) -> None:
+def command(ctx: click.Context, /, *, config: str, write: str | None, as_json: bool, **options: Any) -> None:
     """Judge an existing ds_config.json: does it fit, what does each key cost, what is wrong, what would be better.
 
     CONFIG is read as DeepSpeed 0.19.8 reads it; "auto" becomes what transformers makes of it. What the training script

@@ -56,7 +56,7 @@ def persistence_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
 
 
 def kept_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
-    """Elements that stay gathered: the prefetcher fills up to `live`; what is used again within `reuse` is not released.
+    """Elements that stay gathered: prefetching fills up to `live`; what is used again within `reuse` is not released.
 
     Without prefetching `live` bounds nothing.
     """
@@ -106,7 +106,5 @@ def persistent_elements(ledger: Ledger, setting: Setting) -> int:
     They are given up as the step begins and gathered again at its end.
     """
     d, most = setting.world_size, persistence_elements(setting.model, ledger.knobs)
-    small = [
-        -(-n // d) * d * count for t in (ledger.trainable, ledger.frozen) for n, count in t.histogram if n <= most
-    ]
+    small = [-(-n // d) * d * count for t in (ledger.trainable, ledger.frozen) for n, count in t.histogram if n <= most]
     return sum(small) if ledger.knobs.persisted is None else min(sum(small), ledger.knobs.persisted)

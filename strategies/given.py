@@ -97,9 +97,7 @@ def _offloads(meaning: Meaning) -> tuple[Strategy, ...]:
         if meaning.pipelined:
             buffers = -(-buffers // PIPELINED_BUFFERS)
         pinned = meaning.pin_memory
-        found.append(
-            OffloadOptimizer(meaning.optimizer_on, given_ratio=ratio, pin_memory=pinned, buffer_count=buffers)
-        )
+        found.append(OffloadOptimizer(meaning.optimizer_on, given_ratio=ratio, pin_memory=pinned, buffer_count=buffers))
     if meaning.parameters_on:
         found.append(
             OffloadParameters(

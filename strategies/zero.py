@@ -122,8 +122,10 @@ def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
         return _stage1_fp32(ledger, setting)
     n, e = ledger.trainable.total, ledger.computation.precision.bytes
     touch = touched(ledger.trainable, setting.world_size, padded=True)
-    waiting = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
-    reduced = (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS  # at the end the whole gradient covers it
+    waiting: tuple[Phase, ...] = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
+    reduced: tuple[Phase, ...] = (
+        (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS
+    )  # at the end the whole gradient covers it
     bucket_phases = _union(waiting, BACKWARDS)
     if not ledger.knobs.overlaps:  # nothing is reduced before the backward pass is over
         waiting, reduced = waiting or (Phase.BACKWARD_END,), (Phase.BACKWARD_END,)

@@ -1,4 +1,4 @@
-"""The batch triangle: global batch = micro-batch x accumulation x GPUs, as DeepSpeed and transformers fill what is open."""
+"""The batch triangle: global batch = micro-batch x accumulation x GPUs; who fills what is open."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def batch_of(given: Mapping[str, Any], autos: frozenset[str], asked: Asked) -> B
         steps = _absent_steps(total, micro, asked.gpus, hf=bool(autos))
     found = _filled(total, micro, steps, asked)
     refused = _refused(total, found)
-    if micro is not None and not 1 <= micro <= LARGEST_MICRO_BATCH or found.total > LARGEST_BATCH:
+    if (micro is not None and not 1 <= micro <= LARGEST_MICRO_BATCH) or found.total > LARGEST_BATCH:
         raise InputError(
             f"{MICRO}: out of range, got {micro}; allowed are 1 to {LARGEST_MICRO_BATCH:,} and a global batch up to "
             f"{LARGEST_BATCH:,}; write a smaller one"
@@ -79,7 +79,7 @@ def _agree(option: str, wanted: int | None, written: int | None, name: str) -> N
 
 
 def _absent_steps(total: int | None, micro: int | None, gpus: int, *, hf: bool) -> int | None:
-    """Accumulation that nobody wrote: what is left in DeepSpeed, 1 in accelerate; None where no size is there at all."""
+    """Accumulation that nobody wrote: what is left in DeepSpeed, 1 in accelerate; None where no size is there."""
     if total is None and micro is None and not hf:
         return None
     return max(1, total // (micro * gpus)) if total is not None and micro is not None and not hf else 1

@@ -30,7 +30,9 @@ def effective(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
     >>> effective({"a": 1}, {"a": 1, "b": "<remove>", "c": 2})
     {'c': 2}
     """
-    return {path: value for path, value in changes.items() if _at(document, path) != (None if value == REMOVE else value)}
+    return {
+        path: value for path, value in changes.items() if _at(document, path) != (None if value == REMOVE else value)
+    }
 
 
 def _at(document: Mapping[str, Any], path: str) -> Any:

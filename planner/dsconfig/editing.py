@@ -51,7 +51,8 @@ def _added(text: str, root: Node, path: str, value: Any) -> str:
     place = find(root, parent) if parent else root
     if place is None or not isinstance(place.value, dict):
         return _set(text, parent, {name: value})
-    indent, step = _indent(text, place.start), _step(text)
+    over_lines = "\n" in text[place.start : place.end] or not place.members
+    indent, step = _indent(text, place.start), _step(text) if over_lines else ""
     if not place.members:
         spread = bool(step)
         inner = f"\n{indent}{step}" if spread else ""

@@ -23,9 +23,10 @@ from .resolving import Resolved
 
 # Accepted without zero_allow_untested_optimizer: DeepSpeed 0.19.8 runtime/zero/utils.py, ZERO_SUPPORTED_OPTIMIZERS
 TESTED = ("adam", "adamw", "adagrad", "lion", "muon")
-# torch 2.13.0 torch.optim, less those in DeepSpeed's own list; compared in tests/integration/test_against_deepspeed_keys.py
+# torch 2.13.0 torch.optim, less those in DeepSpeed's own list; compared with the installed torch by the tests
 TORCH = (
-    "ASGD", "Adadelta", "Adafactor", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam",
+    "ASGD", "Adadelta", "Adafactor", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
+    "SparseAdam",
 )  # fmt: skip
 LARGE = 2  # times the chosen bucket from which one counts as large
 SHARES = 20  # sub-groups that a share of the optimizer should be cut into: steps of 5 %
@@ -111,8 +112,7 @@ def _zero_facts(resolved: Resolved, ledger: Ledger, setting: Setting) -> dict[st
         or float(resolved["gradient_clipping"] or 0) > 0
         or resolved[f"{offload}.device"] != "none",
         "sixteen_bit_master": any(
-            resolved[path]
-            for path in ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
+            resolved[path] for path in ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
         ),
         "old_and_new": any(
             f"{ZERO}.{old}" in resolved.written and new in resolved.written
@@ -177,5 +177,3 @@ def _words(
         "bucket_gib": gib((2 if doubled else 1) * e * bucket),
         "doubled": ", doubled by overlap_comm" if doubled else "",
     }
-
-

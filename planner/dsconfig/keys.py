@@ -50,7 +50,13 @@ class Key:
         """
         if self.choices:
             return ", ".join(_json(choice) for choice in self.choices)
-        words = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text", "list": "a list"}
+        words = {
+            "bool": "true or false",
+            "int": "a whole number",
+            "float": "a number",
+            "str": "a text",
+            "list": "a list",
+        }
         limits = (
             ("from {} on", self.least), ("above {}", self.above), ("up to {}", self.most), ("below {}", self.below),
         )  # fmt: skip

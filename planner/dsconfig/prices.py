@@ -47,9 +47,7 @@ def _prices(facts: Facts, resolved: Resolved, base: Candidate, judge: Judge) -> 
         other = judge(_changes(key, facts.chosen))
         price = None if other is None else cost(base, other)
         if price is not None and any(price.to_dict().values()):
-            yield KeyPrice(
-                path=path, value=value, origin=resolved.values[path].origin, against=against, cost=price
-            )
+            yield KeyPrice(path=path, value=value, origin=resolved.values[path].origin, against=against, cost=price)
 
 
 def _against(key: Key, chosen: Mapping[str, Any]) -> Any:

@@ -61,9 +61,7 @@ def from_text(text: str, *, name: str) -> ConfigText:
         values, duplicates, placed = _hjson(text, name, problem), (), False
     if not isinstance(values, dict):
         raise InputError(f"{name}: {type(values).__name__} at the top, an object is needed; write {{...}}")
-    return ConfigText(
-        name=name, text=text, values=values, duplicates=duplicates, strict=is_strict(text), placed=placed
-    )
+    return ConfigText(name=name, text=text, values=values, duplicates=duplicates, strict=is_strict(text), placed=placed)
 
 
 def from_mapping(values: Mapping[str, Any], *, name: str = "ds_config") -> ConfigText:

@@ -15,7 +15,10 @@ FILE, HF, DEFAULT, OLD = "file", "auto", "default", "deprecated"
 # transformers 5.23.0 training_args.py: learning_rate, adam_beta1 and 2, adam_epsilon, weight_decay, max_grad_norm
 TRAINER_PARAMS = {"lr": 5e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 TRAINER_CLIPPING = 1.0
-PREFETCH_SHARE, PERSISTENCE_PER_HIDDEN = 0.9, 10  # transformers 5.23.0 integrations/deepspeed.py, trainer_config_finalize
+PREFETCH_SHARE, PERSISTENCE_PER_HIDDEN = (
+    0.9,
+    10,
+)  # transformers 5.23.0 integrations/deepspeed.py, trainer_config_finalize
 HIDDEN_SIZED = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 
 

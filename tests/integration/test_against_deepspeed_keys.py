@@ -80,7 +80,7 @@ def test_defaults_are_deepspeeds(path: str) -> None:
         if key.kind == "removed":
             continue
         default = fields(path)[name].default
-        if default is PydanticUndefined or key.type == "any" and key.default is None:
+        if default is PydanticUndefined or (key.type == "any" and key.default is None):
             continue
         value = getattr(default, "value", default)
         assert value == key.default, key.path
@@ -89,7 +89,7 @@ def test_defaults_are_deepspeeds(path: str) -> None:
 
 def test_top_level_is_what_the_parser_asks_for() -> None:
     """Keys and sections at the top are those that DeepSpeed's parser reads, removed ones included."""
-    ours = {name for name in sections()[""].keys} | {path for path in sections() if path and "." not in path}
+    ours = set(sections()[""].keys) | {path for path in sections() if path and "." not in path}
     assert ours == known_top_level_keys()
 
 
@@ -203,7 +203,9 @@ def combinations() -> Iterator[tuple[str, dict[str, Any]]]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("rule", "config"), list(combinations()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("rule", "config"), list(combinations()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_refused_combinations_are_refused(rule: str, config: dict[str, Any]) -> None:
     """The parser raises, and so does the rule of this name."""
     import trainplan

@@ -52,7 +52,7 @@ def at(config: dict[str, Any], path: str) -> Any:
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("bf16", [True, False])
 def test_autos_become_what_transformers_makes_of_them(stage: int, bf16: bool) -> None:
-    """Every "auto" of the configuration of transformers' documentation; at stage 2 two of them stay, for the default."""
+    """Every "auto" of the configuration in transformers' documentation; at stage 2 two of them stay: the default."""
     config = copy.deepcopy(CONFIG)
     config["zero_optimization"]["stage"] = stage
     theirs = filled(config, bf16=bf16, micro=2, steps=3)
@@ -68,8 +68,8 @@ def test_autos_become_what_transformers_makes_of_them(stage: int, bf16: bool) ->
 
 def test_the_trainers_defaults_are_the_trainers() -> None:
     """Optimizer and clipping, where nobody says them."""
-    from transformers import TrainingArguments
     from trainplan.planner.dsconfig.resolving import TRAINER_CLIPPING, TRAINER_PARAMS
+    from transformers import TrainingArguments
 
     args = TrainingArguments(output_dir="unused", use_cpu=True, report_to=[])
     assert args.max_grad_norm == TRAINER_CLIPPING

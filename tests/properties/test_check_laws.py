@@ -32,8 +32,7 @@ SHAPED = [*SHAPES, (3, "share", None), (3, "share", "cpu")]
 def lines(c: Candidate) -> list[tuple[Any, ...]]:
     """Every line of the ledger, whatever the order they were written in."""
     return sorted(
-        (e.item.name, e.device.name, e.bytes, e.upper_bytes, tuple(p.value for p in e.phases))
-        for e in c.ledger.entries
+        (e.item.name, e.device.name, e.bytes, e.upper_bytes, tuple(p.value for p in e.phases)) for e in c.ledger.entries
     )
 
 

@@ -29,7 +29,9 @@ COMMENTED = """\
 """
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-(10**12), 10**12), st.text(max_size=8),
                    st.floats(allow_nan=False, allow_infinity=False))  # fmt: skip
-KEYS = st.text(st.characters(codec="utf-8", exclude_characters='.\\"', exclude_categories=["Cs", "Cc"]), min_size=1, max_size=6)
+KEYS = st.text(
+    st.characters(codec="utf-8", exclude_characters='.\\"', exclude_categories=["Cs", "Cc"]), min_size=1, max_size=6
+)
 VALUES = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=12
 )
@@ -43,8 +45,10 @@ def test_json_is_read_as_json(document: dict[str, Any], indent: int | None) -> N
     assert parse(text)[0].value == json.loads(text)
 
 
-@given(DOCUMENTS, st.dictionaries(st.lists(KEYS, min_size=1, max_size=3).map(".".join), LEAVES | st.just(REMOVE), max_size=3),
-       st.sampled_from((None, 2)))  # fmt: skip
+PATHS = st.lists(KEYS, min_size=1, max_size=3).map(".".join)
+
+
+@given(DOCUMENTS, st.dictionaries(PATHS, LEAVES | st.just(REMOVE), max_size=3), st.sampled_from((None, 2)))
 def test_edits_of_the_text_are_edits_of_the_values(
     document: dict[str, Any], changes: dict[str, Any], indent: int | None
 ) -> None:
@@ -77,9 +81,7 @@ def test_edits_leave_the_rest_alone() -> None:
     after = edited(COMMENTED, changes)
     assert after == COMMENTED.replace('"stage": 3', '"stage": 2').replace(
         ',\n    "gradient_clipping": 1.0\n', "\n"
-    ).replace('{"enabled": true}', '{"enabled": true, "check_grad_overflow": false}').replace(
-        '    },\n}', '    }\n}'
-    )
+    ).replace('{"enabled": true}', '{"enabled": true, "check_grad_overflow": false}').replace("    },\n}", "    }\n}")
     assert parse(after)[0].value == changed(from_text(COMMENTED, name="x").values, changes)
     assert "# precision" in after
     assert "/* everything cut */" in after

@@ -92,7 +92,8 @@ def test_old_names_are_new_ones() -> None:
         {
             "bfloat16": {"enabled": True},
             "zero_optimization": {
-                "stage": 3, "cpu_offload": True, "cpu_offload_param": True, "stage3_gather_fp16_weights_on_model_save": True,
+                "stage": 3, "cpu_offload": True, "cpu_offload_param": True,
+                "stage3_gather_fp16_weights_on_model_save": True,
             },
         }
     )  # fmt: skip
@@ -117,7 +118,7 @@ def test_old_names_are_new_ones() -> None:
 def test_precision_is_the_files_or_the_scripts(
     config: dict[str, Any], asked: str | None, precision: Precision, said: bool
 ) -> None:
-    """"auto" and absent: as --require says, else fp32, as TrainingArguments' defaults are."""
+    """ "auto" and absent: as --require says, else fp32, as TrainingArguments' defaults are."""
     found = values(config, precision=asked)
     assert meaning(found).precision is precision
     assert found.precision_said is said
@@ -138,7 +139,8 @@ def test_below_their_stage_keys_mean_nothing() -> None:
         ({"communication_data_type": "bf16", "bf16": {"enabled": True}}, set()),
         ({"tensor_parallel": {"autotp_size": 4}}, {"tensor_parallel.autotp_size"}),
         ({"tensor_parallel": {"autotp_size": 1}}, set()),
-        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, {"zero_optimization.zero_quantized_weights"}),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+         {"zero_optimization.zero_quantized_weights"}),
         ({"zero_optimization": {"stage": 2, "zero_quantized_weights": True}}, set()),
         ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, {"torch_autocast.enabled"}),
         ({"compile": {"deepcompile": True}}, {"compile.deepcompile"}),
