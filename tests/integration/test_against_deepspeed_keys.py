@@ -139,7 +139,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     return {**PLAIN, **value}
 
 
-VALUES = (True, False, 0, 1, -1, 7, 1.5, 5e8, "auto", "true", "5", "x", None, [], {})
+VALUES: tuple[Any, ...] = (True, False, 0, 1, -1, 7, 1.5, 5e8, "auto", "true", "5", "x", None, [], {})
 LAX = [
     key for path in MODELLED for key in sections()[path].keys.values() if key.type != "any" and key.kind != "removed"
 ]
@@ -251,7 +251,8 @@ def test_the_version_is_the_one_that_is_installed() -> None:
 def test_torchs_optimizers_are_torchs() -> None:
     """Names that are passed on to torch.optim are there, and none is missing."""
     import torch
-    from trainplan.planner.dsconfig.facts import LOWERED, TORCH
+    from trainplan.planner.dsconfig.facts import TORCH
+    from trainplan.planner.dsconfig.meaning import LOWERED
 
     classes = {
         name for name, kind in vars(torch.optim).items()

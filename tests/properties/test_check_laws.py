@@ -20,7 +20,7 @@ from trainplan.strategies.space import SHAPES
 from ..tiny import llama
 
 MODEL = llama(hidden=512, layers=6, vocab=8192, intermediate=1376)
-MACHINES = {"price": 2.0, "host_memory_gib": 4096, "seq_len": 512}
+MACHINES: dict[str, Any] = {"price": 2.0, "host_memory_gib": 4096, "seq_len": 512}
 IN_THE_FILE = ("pipelined-swap", "grad-accum-fp32", "grad-accum-bf16")  # the others the training script must know
 REQUIRED = (
     (), ("fp16",), ("fp32",), ("lion",), ("sgd",), ("adafactor",), ("adamw-8bit",), ("grad-accum-fp32",),

@@ -18,8 +18,8 @@ from trainplan.planner.dsconfig.rules import rules
 from trainplan.planner.models import load_model
 from trainplan.planner.units import GIB
 
-MACHINES = {"gpus": "8xa100-80", "price": 2.0, "host_memory_gib": 4096, "seq_len": 2048}
-ADAMW = {"type": "AdamW", "params": {"lr": 1e-5}}
+MACHINES: dict[str, Any] = {"gpus": "8xa100-80", "price": 2.0, "host_memory_gib": 4096, "seq_len": 2048}
+ADAMW: dict[str, Any] = {"type": "AdamW", "params": {"lr": 1e-5}}
 # What a plan of Llama-3.2-1B writes at stage 2: nothing is wrong with it.
 GOOD: dict[str, Any] = {
     "train_batch_size": 64,
@@ -30,7 +30,7 @@ GOOD: dict[str, Any] = {
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "torch_adam": True, "fused": True}},
     "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 4_194_304},
 }
-STAGE3 = {
+STAGE3: dict[str, Any] = {
     "zero_optimization": {
         "stage": 3, "reduce_bucket_size": 4_194_304, "stage3_prefetch_bucket_size": 3_774_873,
         "stage3_param_persistence_threshold": 20_480, "sub_group_size": 100_000_000,
@@ -38,10 +38,10 @@ STAGE3 = {
         "stage3_gather_16bit_weights_on_model_save": True,
     },
 }  # fmt: skip
-NVME = {"device": "nvme", "nvme_path": "/local_nvme"}
+NVME: dict[str, Any] = {"device": "nvme", "nvme_path": "/local_nvme"}
 Z, OO, OP = "zero_optimization", "zero_optimization.offload_optimizer", "zero_optimization.offload_param"
-ON_CPU = {OO: {"device": "cpu"}, "optimizer": ADAMW, f"{Z}.overlap_comm": False}
-BOTH_NVME = {**STAGE3, "optimizer": ADAMW, OO: NVME, OP: {**NVME, "buffer_size": 33_000_000}}
+ON_CPU: dict[str, Any] = {OO: {"device": "cpu"}, "optimizer": ADAMW, f"{Z}.overlap_comm": False}
+BOTH_NVME: dict[str, Any] = {**STAGE3, "optimizer": ADAMW, OO: NVME, OP: {**NVME, "buffer_size": 33_000_000}}
 BOTH_NVME[Z] = {**STAGE3[Z], "stage3_prefetch_bucket_size": 0}
 # rule: (changes of GOOD that meet it, changes of GOOD that come near it and do not)
 CASES: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {

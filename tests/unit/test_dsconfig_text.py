@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trainplan.planner.dsconfig import reading
 from trainplan.planner.dsconfig.changing import changed
 from trainplan.planner.dsconfig.editing import REMOVE, edited, unified
 from trainplan.planner.dsconfig.reading import LARGEST_BYTES, from_mapping, from_text, read
@@ -135,7 +135,7 @@ def test_hjson_is_read_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) ->
     found = from_text(text, name="x")
     assert found.values == {"bf16": {"enabled": True}}
     assert not found.placed
-    monkeypatch.setattr(reading.importlib, "import_module", _missing)
+    monkeypatch.setattr(importlib, "import_module", _missing)
     with pytest.raises(InputError, match=r"^x: line 1 column 2: a quoted key or } is needed"):
         from_text(text, name="x")
 
