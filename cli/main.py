@@ -17,6 +17,7 @@ from .plan_options import Sectioned, plan_options
 COMMANDS = {
     "plan": "plan",
     "estimate": "estimate",
+    "check": "check",
     "explain": "explain",
     "why-not": "why_not",
     "sensitivity": "sensitivity",
@@ -33,6 +34,7 @@ COMMANDS = {
 SUMMARIES = {
     "plan": "Find the cheapest plan (the same as no command at all).",
     "estimate": "Judge one fixed configuration: memory, time, cost, does it fit.",
+    "check": "Judge an existing ds_config.json: does it fit, what is wrong, what would be better.",
     "explain": "Show a plan's stack, and the arithmetic and source of any line.",
     "why-not": "Say which constraint rejects a choice, and the cheapest change.",
     "sensitivity": "Plan again with other rates, prices, tokens and failures: does the decision hold?",
