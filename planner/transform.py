@@ -14,6 +14,7 @@ from functools import reduce
 from itertools import pairwise
 from typing import Protocol
 
+from .calibration import AS_COUNTED, Range
 from .errors import InputError
 from .ledger import Ledger
 from .model import Model
@@ -32,6 +33,7 @@ class Setting:
     nvme_path: str = "/local_nvme"
     split: Split = WHOLE
     stage_index: int = 0  # which pipeline stage's rank is looked at
+    live: Range = AS_COUNTED  # by which lines that are not exact are larger on this platform
 
     @property
     def model(self) -> Model:
