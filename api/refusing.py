@@ -11,10 +11,10 @@ from ..planner.documents import decision, summary
 from ..planner.errors import InputError
 from ..planner.model import Model
 from ..planner.request import Request
-from ..planner.workload import Method
 from ..strategies.space import NAMES
 from .configuring import assessed, checkpointed, offload_groups, where_kept
 from .estimating import Estimate
+from .rebuilding import decided
 from .searching import search, silent
 
 
@@ -67,7 +67,8 @@ def why_not(
         InputError: the choice cannot be expressed at all.
     """
     gpus = num_gpus or int(chosen["gpus"])
-    asked = _asked_like(wanted, chosen, gpus, gpu, method)
+    other = {"gpu": catalog.find_gpu(gpu).name if gpu else chosen["gpu"], "method": method or chosen["method"]}
+    asked = decided(wanted, {**chosen, **other, "gpus": gpus})
     facts, layers = _facts_like(chosen, zero, offload_optimizer, offload_parameters, checkpointing, model)
     size = micro_batch or _fitting_micro_batch(asked, gpus, int(chosen["micro_batch"]))
     groups = offload_groups(chosen.get("offload_ratio") or 1.0)
@@ -89,18 +90,6 @@ def why_not(
         illegal="",
         remedy=_remedy(model, asked, zero) if broken else None,
         dearer_usd=candidate.cost.usd - float(chosen["cost_usd"]),
-    )
-
-
-def _asked_like(wanted: Request, chosen: dict[str, Any], gpus: int, gpu: str | None, method: str | None) -> Request:
-    """The plan's request, narrowed to the machines and method that are asked about."""
-    return replace(
-        wanted,
-        gpus=(catalog.find_gpu(gpu).name,) if gpu else (str(chosen["gpu"]),),
-        gpu_count=gpus,
-        nodes=None,
-        methods=(Method(method or chosen["method"]),),
-        max_gpus=max(wanted.max_gpus, gpus),
     )
 
 

@@ -12,6 +12,7 @@ from .ledger import Device, Entry, Ledger
 from .memory import GpuMemory, StoreMemory
 from .price_rows import bill_document, price_facts
 from .program import Certificate
+from .recipe import ALPHA_PER_RANK
 from .request import Request
 from .run_lines import run_document
 from .time import StepTime, rests_on, step_seconds
@@ -85,6 +86,7 @@ def adapters_row(c: Candidate) -> dict[str, Any] | None:
         return None
     return {
         "rank": adapters.rank,
+        "alpha": ALPHA_PER_RANK * adapters.rank,
         "target_modules": list(adapters.targets) or "all-linear",
         "dropout": adapters.dropout,
     }

@@ -22,6 +22,7 @@ from .documents import (
     time_document,
 )
 from .emit.deepspeed import ds_config
+from .emit.training import training_document
 from .ledger import Device
 from .parallel import WHOLE
 from .price_rows import network_text, origin, price_assumptions, price_warnings
@@ -81,15 +82,7 @@ class Plan:
         """The JSON document."""
         c = self.candidate
         return {
-            "schema_version": SCHEMA_VERSION,
-            "status": "planned",
-            "decision": decision(c),
-            "given_up": GIVEN_UP[c.method],
-            "model": model_row(c),
-            "adapters": adapters_row(c),
-            "memory": memory_document(c),
-            "time": time_document(c),
-            "cost": cost_document(c),
+            **core_document(c),
             "stack": [row.to_dict() for row in self.rows],
             "alternatives": [
                 {"label": a.label, "note": a.note, **(summary(a.candidate) if a.candidate else {})}
@@ -103,9 +96,25 @@ class Plan:
             "warnings": list(self.warnings),
             "dropped": self.dropped,
             "solver": certificate_document(self.certificate),
-            "ds_config": self.ds_config,
             "request": self.request.to_dict(),
         }
+
+
+def core_document(c: Candidate) -> dict[str, Any]:
+    """What a job needs of a plan and what it promises: the decision, what is trained, memory, time and cost."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "planned",
+        "decision": decision(c),
+        "given_up": GIVEN_UP[c.method],
+        "model": model_row(c),
+        "adapters": adapters_row(c),
+        "training": training_document(c),
+        "ds_config": ds_config(c.ledger, c.setting),
+        "memory": memory_document(c),
+        "time": time_document(c),
+        "cost": cost_document(c),
+    }
 
 
 def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:

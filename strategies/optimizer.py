@@ -8,6 +8,7 @@ from typing import Any
 
 from ..planner.ledger import ADAMW, Ledger
 from ..planner.ledger import Optimizer as Kind
+from ..planner.recipe import LEARNING_RATE, adamw_parameters
 from ..planner.transform import Setting
 
 BITSANDBYTES = "bitsandbytes 0.50.2: 2 x 1 B + 2 x 4 B per block of 256; walked on real optimizers"
@@ -36,10 +37,6 @@ OPTIMIZERS = {
         ),
     )
 }
-LEARNING_RATE = {
-    "full": 1e-5,
-    "adapters": 2e-4,
-}  # customary starting points, to be tuned: Touvron et al. 2023 §A; Dettmers et al. 2023 §B.2
 TRUSTED = ("AdamW", "Lion")  # DeepSpeed 0.19.8 runtime/zero/utils.py, ZERO_SUPPORTED_OPTIMIZERS
 
 
@@ -75,16 +72,15 @@ class Optimizer:
         """Change the bytes of the optimizer states."""
         changed = replace(ledger, optimizer=self.kind)
         adapters = ledger.computation.adapters is not None
-        return changed.keys(**self._keys(LEARNING_RATE["adapters" if adapters else "full"]))
+        return changed.keys(**self._keys(adapters))
 
-    def _keys(self, learning_rate: float) -> dict[str, Any]:
+    def _keys(self, adapters: bool) -> dict[str, Any]:
         kind = self.kind.deepspeed
         if kind is None:
             return {"zero_allow_untested_optimizer": True}
-        params: dict[str, Any] = {"lr": learning_rate}
+        params: dict[str, Any] = {"lr": LEARNING_RATE[adapters]}
         if kind == "AdamW":
             # torch_adam needs no CUDA compiler on the machine; fused has no temporaries (for-loop: 4 N / d at the step)
-            params |= {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1 if learning_rate < 1e-4 else 0.0}
-            params |= {"torch_adam": True, "fused": True}
+            params = {**adamw_parameters(adapters=adapters), "torch_adam": True, "fused": True}
         keys: dict[str, Any] = {"optimizer": {"type": kind, "params": params}}
         return keys if kind in TRUSTED else {**keys, "zero_allow_untested_optimizer": True}

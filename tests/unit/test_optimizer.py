@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from trainplan.planner.ledger import Item
+from trainplan.planner.recipe import LEARNING_RATE
 from trainplan.strategies.lora import Lora
-from trainplan.strategies.optimizer import LEARNING_RATE, OPTIMIZERS, Optimizer
+from trainplan.strategies.optimizer import OPTIMIZERS, Optimizer
 from trainplan.strategies.zero import Zero
 
 from ..tiny import folded, llama, setting
@@ -40,5 +41,5 @@ def test_untrusted_optimizers_are_declared(name: str) -> None:
 def test_adapters_learn_faster() -> None:
     """Adapters start from zero and take a higher rate."""
     full, adapters = (folded(*s, Optimizer()).deepspeed["optimizer"]["params"] for s in ((), (Lora(),)))
-    assert (full["lr"], adapters["lr"]) == (LEARNING_RATE["full"], LEARNING_RATE["adapters"])
+    assert (full["lr"], adapters["lr"]) == (LEARNING_RATE[False], LEARNING_RATE[True])
     assert adapters["weight_decay"] == 0.0
