@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ..planner.models import load_model
 from .asking import request
+from .calibrating import Calibrated, calibrate
 from .estimating import Estimate, estimate
 from .planning import no_plan, plan
 from .refusing import Refused, why_not
@@ -18,10 +19,12 @@ from .validating import validate
 from .what_if import afford, breakeven, sensitivity
 
 __all__ = [
+    "Calibrated",
     "Estimate",
     "Refused",
     "afford",
     "breakeven",
+    "calibrate",
     "estimate",
     "load_model",
     "no_plan",

@@ -131,10 +131,8 @@ def case_of(row: Measurement, source: str) -> Case:
         raise Unsupported(f"GPU {row.text('gpu') or 'not stated'}: not in the catalog")
     parts = parts_of(row, checkpointing_of(row))
     timed = row.tokens_per_s_per_gpu and _step_time(row, parts)
-    measured = Measured(
-        **{BYTES_OF[row.memory_kind]: row.peak_bytes or None},
-        step_s=_tokens(row, parts) / row.tokens_per_s_per_gpu if timed else None,
-    )
+    step_s = _tokens(row, parts) / row.tokens_per_s_per_gpu if timed else None
+    measured = replace(Measured(step_s=step_s), **{BYTES_OF[row.memory_kind]: int(row.peak_bytes) or None})
     if not any((*measured.memory, measured.step_s)):
         raise Unsupported("nothing measured that is planned")
     return Case(

@@ -74,9 +74,7 @@ class Case:
         allocated, reserved, device = self.measured.memory
         return _quantities(allocated, reserved, device, self.measured.step_s)
 
-    def planned(
-        self, calibration: Calibration, *, memory: bool = True, step: bool = True
-    ) -> Mapping[Quantity, float]:
+    def planned(self, calibration: Calibration, *, memory: bool = True, step: bool = True) -> Mapping[Quantity, float]:
         """The same as planned; one half alone where the other is not asked for."""
         return (self._memory(calibration) if memory else {}) | (self._step(calibration) if step else {})
 
@@ -86,8 +84,8 @@ class Case:
         if any(measured.memory):
             memory = self.memory(calibration)
             bands = (memory.allocated, memory.reserved, memory.device)
-            shown = [b.point if m else None for b, m in zip(bands, measured.memory, strict=True)]
-            found |= _quantities(*shown, None)
+            allocated, reserved, device = (b.point if m else None for b, m in zip(bands, measured.memory, strict=True))
+            found |= _quantities(allocated, reserved, device, None)
         return found
 
     def _step(self, calibration: Calibration) -> dict[Quantity, float]:

@@ -87,8 +87,8 @@ OVERHEADS = {
     "context": ("context and workspaces", "GiB"),
     "collectives": ("each communicator", "GiB"),
     "fragmentation": ("reserved above allocated", "share"),
-    "fragmentation_native": ("likewise, no expandable segments", "share"),
-    "fragmentation_varying": ("likewise, varying lengths", "share"),
+    "fragmentation_native": ("reserved above allocated, fixed segments", "share"),
+    "fragmentation_varying": ("reserved above allocated, varying lengths", "share"),
 }
 LIVE = "live"
 
@@ -121,8 +121,8 @@ def parameters() -> tuple[Parameter, ...]:
     """
     live = Parameter(
         name=LIVE,
-        label="live tensors above counted",
-        unit="share of inexact lines",
+        label="live tensors above those counted",
+        unit="share of lines not exact",
         start=0.0,
         deviation=constant("width", LIVE),
         floor=-1.0,

@@ -90,10 +90,11 @@ DIGITS = 6
 
 def _rounded(value: float, up: bool | None = None) -> float:
     """To six digits behind the point, ends of a range outwards: a bound is not lowered by printing it."""
-    scale = 10**DIGITS
+    scale: int = 10**DIGITS
     if up is None:
         return round(value, DIGITS)
-    return (math.ceil if up else math.floor)(value * scale) / scale
+    whole: int = math.ceil(value * scale) if up else math.floor(value * scale)
+    return whole / scale
 
 
 def _error_row(e: Agreement) -> dict[str, Any]:
@@ -272,7 +273,8 @@ def _wrong_figure(name: str, row: Any) -> Iterator[str]:
     if not least - TOLERANCE <= row["value"] <= most + TOLERANCE:
         yield f"figures.{name}: value is {row['value']:g}; allowed is {least:.3g} to {most:.3g}"
     if not row["low"] <= row["value"] <= row["upper"]:
-        yield f"figures.{name}: low, value and upper are {row['low']:g}, {row['value']:g}, {row['upper']:g}, not ascending"
+        shown = ", ".join(f"{row[key]:g}" for key in ("low", "value", "upper"))
+        yield f"figures.{name}: low, value and upper are {shown}, not ascending"
     if row["upper"] > WIDEST * max(most, 1.0) or row["low"] < min(least, 0.0) - TOLERANCE:
         yield f"figures.{name}: its range is {row['low']:g} to {row['upper']:g}, wider than any that rows give"
 

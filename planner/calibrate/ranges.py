@@ -4,8 +4,9 @@
     live excess     point; the upper end is never below the largest of any row, and each line keeps its own margin
     overheads       point, the shipped margins / sqrt(n): with one row they are kept whole
 
-n rows measured the figure itself. Then every upper end is raised until each measured allocated, reserved and device
-memory lies within its planned range. What a run without an out-of-memory cannot show (`needed`) stays as shipped.
+n rows measured the figure itself; where none did, no upper end comes down. Then every upper end is raised until each
+measured allocated, reserved and device memory lies within its planned range. What a run without an out-of-memory cannot
+show (`needed`) stays as shipped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..time.spread import Z
 from ..units import GIB
 from .cases import Case, Quantity
 from .fit import Solution
-from .parameters import LIVE, OVERHEADS, Fitted, Parameter, at, calibration_of, constant, parameters
+from .parameters import LIVE, OVERHEADS, Fitted, Parameter, at, calibration_of, constant
 
 RAISES = 4  # passes until all rows are held; each raises one figure after another
 DIRECT = {  # the figure that measures a parameter alone
@@ -64,9 +65,11 @@ def _range(parameter: Parameter, index: int, solution: Solution, cases: Sequence
         return Range(min([value, *each]), value, max([value, *(each or [parameter.start])]))
     if parameter.name in OVERHEADS:
         shipped = overhead(parameter.name)
-        share = 1 / math.sqrt(max(1, _rows(solution, index, DIRECT[parameter.name])))
+        rows = _rows(solution, index, DIRECT[parameter.name])
+        share = 1 / math.sqrt(max(1, rows))
         low = max(parameter.floor, value - share * (shipped.point - shipped.low))
-        return Range(low, value, value + share * (shipped.upper - shipped.point))
+        upper = value + share * (shipped.upper - shipped.point)
+        return Range(low, value, upper if rows else max(upper, shipped.upper))
     doubt = Z * math.sqrt(solution.covariance[index, index])
     return Range(*(parameter.shown(x) for x in (value - doubt, value, value + doubt)))
 
@@ -131,8 +134,3 @@ def _raising(quantity: Quantity, case: Case) -> str:
 
 def _higher(value: Range, by: float) -> Range:
     return Range(value.low, value.point, value.upper + by * (1 + 1e-9))
-
-
-def known(name: str) -> bool:
-    """Whether a profile may state it."""
-    return any(p.name == name for p in parameters())

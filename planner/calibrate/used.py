@@ -10,6 +10,7 @@ from .parameters import FACTOR, Fitted
 from .profile import Profile, read_profile
 
 FROM = "profile"
+UNUSED = ("fragmentation_native", "fragmentation_varying")  # every plan's launch command sets expandable segments
 
 
 def profile_assumptions(request: Request, gpu: Gpu) -> list[tuple[str, str, str]]:
@@ -21,7 +22,7 @@ def profile_assumptions(request: Request, gpu: Gpu) -> list[tuple[str, str, str]
         return [("profile", f"{_named(request)} is of {found.gpu}: not applied to {gpu.name}", FROM)]
     rows = f"{len(found.rows)} row{'' if len(found.rows) == 1 else 's'}"
     head = ("profile", f"{_named(request)}, {rows} measured on {found.gpu}, {found.date}", FROM)
-    return [head, *((f"  {f.parameter.label}", _text(f), FROM) for f in found.figures)]
+    return [head, *((f"  {f.parameter.label}", _text(f), FROM) for f in found.figures if f.name not in UNUSED)]
 
 
 def profile_warnings(request: Request, gpu: Gpu) -> tuple[str, ...]:

@@ -55,10 +55,20 @@ def cpu_optimizer_bytes_per_s(node: Node, ranks: int) -> float:
         configs/efficiency.toml, host_memory; compared in tests/oracles/test_against_cpu_adam.py.
     """
     threads = vcpus(node) / ranks
-    return node.gpu.calibration.host_memory * threads * value("host_memory", "bytes_per_s_per_vcpu") * value("host_memory", "share")
+    return (
+        node.gpu.calibration.host_memory
+        * threads
+        * value("host_memory", "bytes_per_s_per_vcpu")
+        * value("host_memory", "share")
+    )
 
 
 def nvme_bytes_per_s(node: Node, ranks: int, direction: str) -> float:
     """Assumed drives of a node, by the generation of its PCIe; ``direction`` is read or write."""
     modern = node.gpu.host_link_bytes_per_s > value("nvme", "gen5_above_host_link")
-    return node.gpu.calibration.nvme * node.gpus * value("nvme", f"{'gen5' if modern else 'gen4'}_{direction}_per_gpu") / ranks
+    return (
+        node.gpu.calibration.nvme
+        * node.gpus
+        * value("nvme", f"{'gen5' if modern else 'gen4'}_{direction}_per_gpu")
+        / ranks
+    )

@@ -79,7 +79,9 @@ def rates(node: Node, ranks_per_node: int, precision: Precision, layers: int = 1
         element_bytes=precision.bytes,
         multiprocessors=int(value("multiprocessors", key)),
         half_k=value("matmul_shape", "half_k"),
-        attention_flop_per_s=own.attention * peak * (optional("attention", gpu.name, key) or value("attention", "other")),
+        attention_flop_per_s=own.attention
+        * peak
+        * (optional("attention", gpu.name, key) or value("attention", "other")),
         half_keys=value("attention_shape", "half_keys"),
         memory_bytes_per_s=own.memory * gpu.memory_bandwidth_bytes_per_s * value("memory", "bandwidth"),
         launch_s=value("launch", "seconds") / own.launches,
