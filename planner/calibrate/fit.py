@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from ..memory import Allocator
 from .cases import Case, Quantity
 from .parameters import Matrix, Parameter, at, constant, covariance, parameters
 
@@ -40,6 +41,15 @@ class Observation:
     case: Case
     quantity: Quantity
     measured: float
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation around what the right figures would give; cache of varying lengths is hard to foretell."""
+        varies = self.case.allocator is Allocator.VARYING and self.quantity in CACHED
+        return constant("row", "varying") if varies else self.quantity.noise
+
+
+CACHED = (Quantity.HELD, Quantity.RESERVED, Quantity.DEVICE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +88,7 @@ class Problem:
     @cached_property
     def noise(self) -> Matrix:
         """s."""
-        return np.array([o.quantity.noise for o in self.observations])
+        return np.array([o.noise for o in self.observations])
 
     @cached_property
     def start(self) -> Matrix:

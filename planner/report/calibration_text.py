@@ -111,6 +111,9 @@ def _errors(errors: Sequence[Document], rows: int) -> str:
         )
     else:
         why = "left out: each row planned from the others alone, which is what a new plan can expect"
+    worse = [e["quantity"] for e in errors if (e["left_out_percent"] or 0.0) > e["before_percent"]]
+    if worse:
+        why += f"; {' and '.join(worse)}: no better than as shipped, so that these rows do not speak for the profile"
     return "\n".join([f"Error before and after\n{shown}", *(f"  {line}" for line in wrap(why, WIDTH))])
 
 
