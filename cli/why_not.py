@@ -31,6 +31,7 @@ def command(plan: str, prices: str | None, profile: str | None, as_json: bool, *
     from dataclasses import replace
 
     from ..api import why_not
+    from ..planner.calibrate.profile import read_profile
     from ..planner.errors import InputError
     from ..planner.planfile import model_of, read_plan, request_of
     from ..planner.report.text import refused_text
@@ -43,6 +44,8 @@ def command(plan: str, prices: str | None, profile: str | None, as_json: bool, *
     wanted = request_of(document)
     wanted = wanted if prices is None else replace(wanted, prices=prices)
     wanted = wanted if profile is None else replace(wanted, profile=profile)
+    if wanted.profile is not None:
+        read_profile(wanted.profile)  # what is wrong with it is no answer to the question
     for name in (*wanted.require, *wanted.forbid):
         known_name(name, where=f"{plan}: request")
     found = why_not(model_of(document), wanted, document["decision"], **choice).to_dict()

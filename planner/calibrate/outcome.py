@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import math
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from ..errors import InputError, listed
+from ..staleness import today
 from .cases import Case, Quantity
 from .fit import Observation, Odd, Solution, observations_of, odd_ones, solve, touching, without
 from .parameters import at, parameters
@@ -89,7 +89,7 @@ def _profile(solution: Solution, used: Sequence[Case], judged: Sequence[Judged],
     return Profile(
         gpu=used[0].gpu,
         trainplan=importlib.metadata.version("trainplan"),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        date=today().isoformat(),
         figures=fitted(solution, [_believed(case, odd) for case in used]),
         rows=tuple(Source(label=c.label, file=c.source, measured=_measured(c, judged)) for c in used),
         errors=_errors(judged),

@@ -85,7 +85,7 @@ def _figures(found: Document) -> str:
     header = ("figure", "unit", "before", "after", "range", "rows", "doubt left")
     shown = table(cells, header=header, align="llrrrrr", indent="  ")
     left = found["not_measured"]
-    kept = f"As shipped, since no row depends on them: {', '.join(left)}." if left else ""
+    kept = f"As shipped, since no row depends on them: {'; '.join(left)}." if left else ""
     lines = wrap(kept, WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join([f"Figures\n{shown}", *lines])
 

@@ -184,7 +184,7 @@ def test_more_memory_measured_never_lowers_the_bound(fixed: float, more: float) 
 
 
 def test_one_row_keeps_the_shipped_margin() -> None:
-    """Less context than shipped in one row: the point falls, its upper end by no more; four rows let it fall further."""
+    """Less context than shipped in one row: the point falls, its upper end by no more; four let it fall further."""
     low = truth_of(context=0.3, collectives=0.2)
     one, four = (outcome_of(rows(low, jobs)).profile for jobs in ((0,), (0, 1, 2, 5)))
     shipped = overhead("context")
@@ -263,11 +263,11 @@ def test_a_profile_is_small() -> None:
 
 def family_of(candidate: Candidate) -> Family:
     """The candidate's stack as a family without choices."""
-    from trainplan.strategies.space import one_family
     from trainplan.api.rebuilding import facts_of
     from trainplan.api.searching import choices_of
     from trainplan.planner.documents import decision
     from trainplan.planner.request import Request
+    from trainplan.strategies.space import one_family
 
     choices = replace(choices_of(Request(), candidate.setting.workload.model), methods=(candidate.method,))
     return one_family(facts_of(decision(candidate), candidate.layers), choices, candidate.setting.workload.model)
