@@ -50,7 +50,7 @@ def with_live_excess(ledger: Ledger, live: Range) -> Ledger:
 
     bytes (1 + x) at the point; the upper bound keeps the line's own margin: upper + bytes x upper end of x.
     """
-    if live == AS_COUNTED:
+    if live is AS_COUNTED or live == AS_COUNTED:  # the first is quick: this is a hot path
         return ledger
     return replace(ledger, entries=tuple(_with_excess(e, live) for e in ledger.entries))
 
