@@ -123,6 +123,7 @@ MACHINES = (
         "--internode-gbps", type=float, metavar="GBIT/S", help="Network of a node, where the catalog does not know it."
     ),
     _machine("--fabric", metavar="NAME", help="infiniband, roce, ethernet, ...: likewise.  [default: a slow one]"),
+    _machine("--profile", metavar="FILE", help="Figures measured on your GPUs, written by trainplan calibrate."),
 )
 PRICE_LIST = (
     _price("--prices", metavar="FILE", help="Your own price list (TOML, CSV), in place of the built-in offers."),
