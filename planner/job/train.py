@@ -85,10 +85,7 @@ FIELDS: Sequence[tuple[Any, str]] = (  # what is read below, by type; "?": may b
 )
 # keys of config.json that set what a model costs; vocabularies are padded differently, so they may differ
 SIZES = re.compile(r"(?!vocab).*(size|layers?|heads?|experts|dim|rank|n_embd|n_inner|d_model|d_ff)")
-ALLOWED: Mapping[str, Sequence[Any]] = {
-    "precision": tuple(DTYPES),
-    "attn_implementation": ("sdpa", "eager"),
-}
+ALLOWED: Mapping[str, Sequence[str]] = {"precision": tuple(DTYPES), "attn_implementation": ("sdpa", "eager")}
 
 
 def read_plan(path: Path) -> Plan:
@@ -147,13 +144,10 @@ def _check_agreement(plan: Plan) -> None:
     decision, training, config = plan["decision"], plan["training"], plan["ds_config"]
     micro, accumulation = decision["micro_batch"], decision["gradient_accumulation_steps"]
     enabled = [kind for kind in ("bf16", "fp16") if _section(config, kind).get("enabled")] or ["fp32"]
+    stage = _section(config, "zero_optimization").get("stage")
     maker = "ds_config" if "optimizer" in config else "script"
     for name, written, decided in (
-        (
-            "ds_config.zero_optimization.stage",
-            _section(config, "zero_optimization").get("stage"),
-            decision["zero_stage"],
-        ),
+        ("ds_config.zero_optimization.stage", stage, decision["zero_stage"]),
         ("ds_config.train_micro_batch_size_per_gpu", config.get("train_micro_batch_size_per_gpu"), micro),
         ("ds_config.gradient_accumulation_steps", config.get("gradient_accumulation_steps"), accumulation),
         ("ds_config.train_batch_size", config.get("train_batch_size"), training["global_batch"]),
@@ -265,7 +259,7 @@ def load_model(plan: Plan, path: str) -> Any:
 def loaded(load: Callable[..., Any], flag: str, path: str, **options: Any) -> Any:
     """What ``from_pretrained`` makes of a folder or a hub id; code that came with it is never run."""
     try:
-        return load(path, **options)
+        return load(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise Refused(f"{flag}: cannot be loaded, {first_line(error)}; give a folder or a hub id") from error
 
@@ -479,11 +473,11 @@ def open_data(path: str, split: str, text_field: str) -> Any:
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(**_source(path), split=split, streaming=True)
-        first = next(iter(rows), None)
+        first = next(iter(rows))
+    except StopIteration as error:
+        raise Refused(f"--data {path}: has no rows") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise Refused(f"--data {path}: cannot be read, {first_line(error)}") from error
-    if first is None:
-        raise Refused(f"--data {path}: has no rows")
     if not isinstance(first.get(text_field), str):
         texts = ", ".join(name for name, value in first.items() if isinstance(value, str)) or "none"
         raise Refused(f"--data {path}: no text in field {text_field!r}; fields with text: {texts}; give --text-field")
@@ -497,9 +491,8 @@ def _source(path: str) -> dict[str, Any]:
         return {"path": path}
     if local.is_file():
         if suffix not in FORMATS:
-            raise Refused(
-                f"--data {path}: unknown format {suffix!r}; allowed are {', '.join(FORMATS)}, folders, hub ids"
-            )
+            known = ", ".join(FORMATS)
+            raise Refused(f"--data {path}: unknown format {suffix!r}; allowed are {known}, folders, hub ids")
         return {"path": FORMATS[suffix], "data_files": glob.escape(str(local.resolve()))}
     if suffix in FORMATS or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise Refused(f"--data {path}: no such file or folder")
@@ -1082,8 +1075,8 @@ class Parser(argparse.ArgumentParser):
         raise Refused(f"{message}; see --help")
 
 
-def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def command_line() -> Parser:
+    """Every option."""
     here = Path(__file__).resolve().parent
     parser = Parser(prog="train.py", description="Train as plan.json says.", allow_abbrev=False)
     add = parser.add_argument
@@ -1103,7 +1096,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--learning-rate", type=float, help="the highest; default: the plan's")
     add("--warmup-steps", type=int, help="default: a hundredth of the steps")
     add("--final-rate", type=float, default=0.1, help="learning rate at the end over the highest (%(default)s)")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def complete(options: argparse.Namespace, plan: Plan) -> None:
@@ -1278,7 +1271,7 @@ def first_line(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; what is wrong with its input is said in one line, once per node."""
     try:
-        code = run(options_of(arguments))
+        code = run(command_line().parse_args(arguments))
     except Refused as error:
         if local_rank() == 0 or isinstance(error, RefusedHere):
             print(hide_secrets(f"train.py: {error}"), file=sys.stderr, flush=True)

@@ -142,7 +142,7 @@ def test_checkpoints_of_another_job_are_refused(
     tmp_path: Path, refused: Refuse, changes: Mapping[str, Any], words: str
 ) -> None:
     """World size, plan and data are those it was made with; a longer run is the same job."""
-    options = train.options_of(["--data", "x.txt", "--plan", str(tmp_path / "plan.json")])
+    options = train.command_line().parse_args(["--data", "x.txt", "--plan", str(tmp_path / "plan.json")])
     (tmp_path / "plan.json").write_text(json.dumps(small()))
     identity = train.identity(train.read_plan(tmp_path / "plan.json"), options)
     assert identity == train.identity(small(training__steps=7, training__save_every_steps=3), options)
