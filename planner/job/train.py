@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 8 train.py --data corpus.jsonl
 
 plan.json lies beside this file. The job goes on from its newest checkpoint by itself; start it again with the same
-command after a failure, a spot notice or a kill. Needs torch, transformers, deepspeed, datasets; peft and bitsandbytes
-where the plan has adapters. Exit codes: 0 done, 2 wrong input (one line), 75 stopped by SIGTERM and saved.
+command after a failure, a spot notice or a kill. Needs Python 3.11, torch, transformers, deepspeed, datasets; peft and
+bitsandbytes where planned. Exit codes: 0 done, 2 wrong input (one line), 75 stopped by SIGTERM and saved.
 
     read_plan, check_plan, check_world    plan.json is checked before anything heavy is loaded
     build_model, checkpoint_layers        precision, quantisation, adapters, recomputation, chunked loss
@@ -844,8 +844,9 @@ class Checkpoints:
         with chdir(self.folder):  # DeepSpeed looks for its files by patterns, which a folder's name must not join
             engine.save_checkpoint(".", tag=partial_name, save_latest=False, exclude_frozen_parameters=adapters)
         torch.save({**position, "backup": backup_state(engine)}, self.folder / partial_name / f"rank{rank()}.pt")
+        barrier()  # every rank has written
         if local_rank() == 0:
-            flush_files(self.folder / partial_name)
+            flush_files(self.folder / partial_name)  # each node what it wrote
         barrier()
         if rank() == 0:
             self._finish(self.folder / partial_name, step)

@@ -114,8 +114,9 @@ class Job:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The lines of measured.jsonl."""
-        return [json.loads(line) for line in (self.folder / "measured.jsonl").read_text().splitlines()]
+        """The lines of measured.jsonl, if there are any yet."""
+        path = self.folder / "measured.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     @property
     def losses(self) -> dict[int, float]:
