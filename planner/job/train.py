@@ -488,7 +488,7 @@ def _source(path: str) -> dict[str, Any]:
     """Arguments of load_dataset: a local file by its suffix, a local folder, else a hub id."""
     local, suffix = Path(path), Path(path).suffix
     if local.is_dir():
-        return {"path": path}
+        return {"path": str(local.resolve())}
     if local.is_file():
         if suffix not in FORMATS:
             known = ", ".join(FORMATS)
@@ -866,9 +866,12 @@ class Checkpoints:
         """Weights and optimizer into the engine; the rank's position."""
         import torch
 
+        folder = self.folder / _name(step)
         with chdir(self.folder):
-            engine.load_checkpoint(".", tag=_name(step), load_module_strict=not adapters)
-        position = torch.load(self.folder / _name(step) / f"rank{rank()}.pt", weights_only=True)
+            found, _ = engine.load_checkpoint(".", tag=folder.name, load_module_strict=not adapters)
+        if found is None:
+            raise Refused(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to go on from the one before")
+        position = torch.load(folder / f"rank{rank()}.pt", map_location="cpu", weights_only=True)
         load_backup(engine, position["backup"])
         return dict(position)
 

@@ -214,7 +214,7 @@ def test_a_notice_saves_and_stops(started: Callable[..., Job], trained: Callable
     assert wait(process) != 0
     done = max(job.losses)
     assert 0 < done < STEPS
-    assert re.findall(r"exitcode *: (\d+)", job.output) == ["75", "75"]
+    assert set(re.findall(r"exitcode *: (\d+)", job.output)) == {"75"}
     assert f"stopped by SIGTERM after step {done}" in job.output
     assert (job.folder / "run" / "checkpoints" / f"step-{done:08d}" / "complete.json").exists()
     job.run(*NEW)
