@@ -1235,7 +1235,8 @@ def run(options: argparse.Namespace) -> int:
     checkpoints.prepare(resumed)
     tokenizer = open_tokenizer(options.tokenizer)
     stream = open_stream(plan, options, tokenizer)
-    path = options.model or new_model(plan, options.out / "initial", seed=options.seed, vocabulary=len(tokenizer))
+    fresh = options.out / f"initial-{options.seed}"
+    path = options.model or new_model(plan, fresh, seed=options.seed, vocabulary=len(tokenizer))
     engine = start_engine(build_model(plan, path, seed=options.seed), plan)
     training = Training(engine, plan, stream, checkpoints, options)
     position = training.resume(resumed)
