@@ -137,7 +137,7 @@ def launch(folder: Path, processes: int, *, worker: str = WORKER) -> None:
     log = folder / "output.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=_environment(), cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=environment(), cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(TIMEOUT_S)
@@ -171,7 +171,7 @@ def extensions_folder() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR", ROOT / "build" / "torch_extensions"))
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The caller's environment, less its rendezvous, plus what CPU engines need."""
     rendezvous = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     kept = {key: value for key, value in os.environ.items() if key not in rendezvous}
