@@ -1,0 +1,165 @@
+"""Jobs of the emitted training script: a folder with train.py, plan.json, a tiny model, a tokenizer and some text."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainplan.planner.architectures import build_model
+from trainplan.planner.emit.deepspeed import to_json
+from trainplan.planner.documents import adapters_row, decision, memory_document, model_row, time_document
+from trainplan.planner.emit.training import training_document
+
+from .configurations import GPUS, LLAMA, SEQUENCE_TOKENS, estimated
+from .engine import ROOT, TIMEOUT_S, environment
+
+SCRIPT = ROOT / "planner" / "job" / "train.py"
+SECRET = "hf_thisIsASecretOfTheUser"
+WORDS = [f"word{i}" for i in range(300)]
+SEED = 20260101
+
+
+def document(*, steps: int = 5, save_every: int = 100, **options: Any) -> dict[str, Any]:
+    """plan.json of a tiny Llama on two GPUs of one node, by `trainplan.estimate` with these options."""
+    model = build_model({"model_type": "llama", **LLAMA}, name="tiny-llama", source="tests")
+    found = estimated(model, **options)
+    c = found.candidate
+    plan = {
+        "schema_version": 1,
+        "status": "planned",
+        "decision": decision(c),
+        "model": model_row(c),
+        "adapters": adapters_row(c),
+        "training": training_document(c) | {"steps": steps, "save_every_steps": save_every},
+        "ds_config": found.ds_config,
+        "memory": memory_document(c),
+        "time": time_document(c),
+    }
+    return json.loads(json.dumps(plan))  # type: ignore[no-any-return]  # reason: json is untyped
+
+
+def write_model(folder: Path, dtype: str = "bfloat16") -> None:
+    """A seeded tiny Llama as a user would have it, with a tokenizer of 300 words."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(SEED)
+    config = transformers.AutoConfig.for_model("llama", **LLAMA)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    tokens = ["<unk>", "</s>", *WORDS]
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(tokens)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    fast.save_pretrained(folder)
+
+
+def write_text(path: Path, documents: int = 40) -> None:
+    """Documents of 5 to 150 words that repeat themselves, so that learning shows."""
+    draw = random.Random(SEED)
+    lines = [" ".join(draw.choices(WORDS[:50], k=draw.randint(5, 150))) for _ in range(documents)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder of a job, and how it is started."""
+
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self, *options: str, processes: int = GPUS, data: str = "corpus.txt") -> subprocess.Popen[bytes]:
+        """The script under torchrun, in a session of its own; its output goes to output.txt."""
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
+            *("train.py", "--data", data, "--model", "model", *options),
+        ]
+        with (self.folder / "output.txt").open("wb") as output:
+            return subprocess.Popen(
+                command,
+                env=environment() | {"HF_TOKEN": SECRET} | self.environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(self, *options: str, **more: Any) -> str:
+        """Run to the end; what was printed.
+
+        Raises:
+            AssertionError: it failed or hung.
+        """
+        process = self.start(*options, **more)
+        code = wait(process)
+        assert code == 0, f"exit status {code}\n{self.output[-6000:]}"
+        return self.output
+
+    @property
+    def output(self) -> str:
+        """What was printed."""
+        return (self.folder / "output.txt").read_text(errors="replace")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of measured.jsonl."""
+        return [json.loads(line) for line in (self.folder / "measured.jsonl").read_text().splitlines()]
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Loss by step; of a step that was done twice the later one."""
+        return {event["step"]: event["loss"] for event in self.events if event["event"] == "step"}
+
+
+def wait(process: subprocess.Popen[bytes]) -> int | None:
+    """Exit status; none: it hung and was killed."""
+    try:
+        return process.wait(TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        return None
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 of the launcher and all its ranks."""
+    members = list(session(process.pid))
+    for pid in (process.pid, *members):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def session(leader: int) -> Iterator[int]:
+    """Processes of a session: torchrun gives each rank a group of its own."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader:
+            yield int(stat.parent.name)
+
+
+def new_job(folder: Path, plan: Mapping[str, Any], **variables: str) -> Job:
+    """A job's folder as `trainplan emit` leaves it, with model and text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.py").write_text(SCRIPT.read_text())
+    (folder / "plan.json").write_text(to_json(plan))
+    (folder / "ds_config.json").write_text(to_json(plan["ds_config"]))
+    if not (folder / "model").exists():
+        write_model(folder / "model")
+    write_text(folder / "corpus.txt")
+    return Job(folder, variables)
+
+
+__all__ = ["GPUS", "SECRET", "SEQUENCE_TOKENS", "Job", "document", "kill", "new_job", "session", "wait"]
