@@ -38,8 +38,8 @@ class Report:
         """From what the processes wrote."""
         return cls(
             held=tuple(rank["held_bytes"] for rank in ranks),
-            unexplained=tuple(rank["unexplained"] for rank in ranks),
-            peaks=tuple(rank["peak_bytes"] for rank in ranks),
+            unexplained=tuple(rank.get("unexplained", {}) for rank in ranks),
+            peaks=tuple(rank.get("peak_bytes", {}) for rank in ranks),
         )
 
     def most(self, moment: str) -> Counter[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 
 import torch
 
-from ..units import MIB  # nvidia-smi's unit
+from ..units import MIB
+from .machine import nvidia_smi
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,22 +65,6 @@ def device_used_bytes() -> int:
     """Used on the device by all processes: torch.cuda.mem_get_info."""
     free, total = torch.cuda.mem_get_info()
     return int(total - free)
-
-
-def nvidia_smi(query: str) -> list[list[str]]:
-    """Rows of `nvidia-smi --query-...=... --format=csv,noheader,nounits`; none where it is not installed or fails."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    done = subprocess.run(
-        [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=False
-    )
-    return parse_nvidia_smi(done.stdout) if done.returncode == 0 else []
-
-
-def parse_nvidia_smi(text: str) -> list[list[str]]:
-    """Cells of nvidia-smi's CSV."""
-    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
 
 
 def used_by_card() -> dict[str, int]:

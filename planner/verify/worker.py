@@ -137,6 +137,7 @@ def steps(engine: Any, plan: Job, batches: list[dict[str, Any]], count: int, loo
     """Optimizer steps on the same tokens; every part of every micro-step is named after its step and itself."""
     seconds = []
     for step in range(count):
+        looker.noting = step == count - 1 or not looker.meter.gpu
         began = time.perf_counter()
         for micro, batch in enumerate(batches):
             with looker.during(f"{step}/{micro}/forward", engine):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trainplan.planner.architectures import build_model
-from trainplan.planner.emit.deepspeed import to_json
 from trainplan.planner.documents import adapters_row, decision, memory_document, model_row, time_document
+from trainplan.planner.emit.deepspeed import to_json
 from trainplan.planner.emit.training import training_document
 
 from .configurations import GPUS, LLAMA, SEQUENCE_TOKENS, estimated
