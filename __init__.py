@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import afford, breakeven, estimate, load_model, plan, sensitivity, trace, validate
+    from .api import afford, breakeven, estimate, load_model, plan, sensitivity, trace, validate, verify
 
 __all__ = [
     "__version__",
@@ -17,6 +17,7 @@ __all__ = [
     "sensitivity",
     "trace",
     "validate",
+    "verify",
 ]
 
 

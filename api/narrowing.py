@@ -7,11 +7,12 @@ from typing import Any
 
 from ..planner.candidate import Candidate
 from ..planner.errors import InputError, TooSmall
-from ..planner.ledger import Device
+from ..planner.ledger import Device, Item
 from ..planner.model import Model
 from ..planner.planfile import model_of, request_of
 from ..planner.request import DEFAULT_TOKENS, Request
-from ..planner.units import gib
+from ..planner.states import FP32, largest_module
+from ..planner.units import GIB, gib
 from ..planner.verify.machine import Machine
 from ..planner.verify.shrink import Shrunk, fewest_layers, fitted, with_layers
 from ..planner.workload import Method
@@ -20,8 +21,9 @@ from .rebuilding import candidate_of
 PRICE_USD = 1.0  # of machines of one's own: nothing that is compared depends on it
 NETWORK_GBPS = 100.0  # likewise
 MOST_MICRO_STEPS = 2  # a third one is like the second
-CPU_TOKENS = 64  # of a sequence: states do not depend on it, and attention on a CPU is slow
-CPU_ELEMENTS = 1_000_000_000  # of a model that is drawn, saved, loaded and trained on a CPU: minutes
+CPU_TOKENS = 16  # of a sequence: states do not depend on it, and attention on a CPU is slow
+CPU_ELEMENTS = 300_000_000  # of a model that is drawn, saved, loaded and trained on a CPU: a minute
+CPU_PROCESS_BYTES = GIB  # of a process without CUDA: 0.6 GB resident, measured 2026-11-26, torch 2.13.0
 FREE_SHARE = 0.8  # of free memory that is used at most: on a CPU the page cache holds the weights' file besides
 
 
@@ -126,11 +128,13 @@ def _fits(c: Candidate, machine: Machine) -> bool:
 
 def needs(c: Candidate, machine: Machine) -> list[tuple[str, int, int]]:
     """What a candidate needs of this machine and what is free, in bytes: on a CPU its RAM is the GPU's memory too."""
-    host = c.ledger.peak(Device.HOST, upper=True)
     if machine.cards:
+        host = c.ledger.peak(Device.HOST, upper=True)
         on_gpu = ("GPU memory", c.gpu.upper_bound_bytes, machine.free_gpu_bytes)
         return [on_gpu, ("RAM", host * c.gpus, machine.free_ram_bytes)]
-    return [("RAM", (c.ledger.peak(Device.GPU) + host) * c.gpus, machine.free_ram_bytes)]
+    product = FP32 * largest_module(c.setting.model)  # of a matrix in fp32: see planner/verify/follow.py
+    states = c.ledger.peak(Device.GPU) + c.ledger.without(Item.PROCESS).peak(Device.HOST)
+    return [("RAM", (states + product + CPU_PROCESS_BYTES) * c.gpus, machine.free_ram_bytes)]
 
 
 def _too_small(document: Mapping[str, Any], model: Model, machine: Machine, ranks: int, layers: int | None) -> str:

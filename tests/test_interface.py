@@ -26,6 +26,7 @@ EXPORTS = [
     "sensitivity",
     "trace",
     "validate",
+    "verify",
 ]
 PRICES = [
     "--prices",

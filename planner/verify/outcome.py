@@ -16,6 +16,7 @@ from .compare import Report, Row, bounded, engine_rows, state_rows
 from .machine import Machine
 from .shrink import Shrunk
 
+LINE_OFF = 6  # exit code: a line, or the plan file, does not hold
 PHASES: Mapping[str, tuple[Phase, ...]] = {
     "start": (Phase.START,),
     "forward": (Phase.FORWARD, Phase.LOSS),
@@ -99,6 +100,7 @@ class Verification:
                 "layers": c.setting.model.layers,
                 "vocabulary": c.setting.model.vocab,
                 "hidden": c.setting.model.hidden,
+                "model": self.shrunk.whole,
                 "seq_len": c.setting.seq_len,
                 "micro_batch": c.setting.micro_batch,
                 "gradient_accumulation_steps": c.setting.gradient_accumulation_steps,

@@ -42,6 +42,11 @@ class Shrunk:
         sizes = (("layers", self.layers), ("words of the vocabulary", self.vocabulary), ("hidden size", self.hidden))
         return ", ".join(f"{run:,} of {planned:,} {name}" for name, (run, planned) in sizes if run != planned)
 
+    @property
+    def whole(self) -> dict[str, int]:
+        """The sizes of the model that stands behind it."""
+        return {"layers": self.layers[1], "vocabulary": self.vocabulary[1], "hidden": self.hidden[1]}
+
 
 def changed(model: Model, values: Mapping[str, object], drop: Callable[[str], bool] = lambda _: False) -> Model | None:
     """A model with other values of its configuration's keys; None where there is no such model."""
