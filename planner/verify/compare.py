@@ -18,10 +18,12 @@ from typing import Any
 
 from ..candidate import Candidate
 from ..ledger import Entry, Item, Phase, flat_partition
+from ..states import FP32, quantized_tensors
 from .lines import Line, Moment, alive, ignored_items, last_micro_step, lines_of, moments
 
 TOKEN_BYTES = 8  # int64
 NORM_BYTES = 8  # of a tensor's norm, before they are summed
+SCALAR_BYTES = 8  # step counters, loss scales, norms: single numbers are not followed
 TOKENS = "int64"  # in the shape of a storage: tokens belong to no line
 
 
@@ -163,7 +165,7 @@ def step_row(c: Candidate, report: Report, steps: int) -> Row:
     least, most = (max((getattr(e, size) for e in shown), default=0) for size in ("bytes", "upper_bytes"))
     norms = NORM_BYTES * len(c.ledger.trainable.numels)
     factored = c.ledger.optimizer.name == "adafactor" and c.zero_stage == 0  # resident states are an upper bound
-    low = -resident if factored else least - padding_bytes(c)
+    low = -resident if factored else least - padding_bytes(c) - single_numbers_bytes(c)
     holds = low <= above <= most or (not factored and above in (least + norms, norms))
     return Row(
         line="step, at its fullest",
@@ -180,7 +182,12 @@ def step_row(c: Candidate, report: Report, steps: int) -> Row:
 def beside(c: Candidate, report: Report) -> int:
     """Bytes that are alive besides states: rotary tables, and the tokens of all ranks and micro-steps."""
     workload = c.setting.workload
-    return report.most("start")["buffers"] + TOKEN_BYTES * workload.seq_len * workload.global_batch
+    return beside_at_start(report) + TOKEN_BYTES * workload.seq_len * workload.global_batch
+
+
+def beside_at_start(report: Report) -> int:
+    """Rotary tables, and bitsandbytes' table of 8-bit codes (1,024 bytes a process), which are no states."""
+    return sum(report.most("start")[category] for category in ("buffers", "libraries"))
 
 
 def padding_bytes(c: Candidate) -> int:
@@ -189,6 +196,17 @@ def padding_bytes(c: Candidate) -> int:
         return 0
     tensors, ranks = c.ledger.trainable, c.setting.world_size
     return c.ledger.computation.precision.bytes * (flat_partition(tensors, ranks) * ranks - tensors.total)
+
+
+def single_numbers_bytes(c: Candidate) -> int:
+    """At most: the offset of each NF4 tensor, and its second-level scales where they are two; peaks do not follow them.
+
+    Source:
+        bitsandbytes 0.50.2 functional.py ``quantize_4bit``; strategies/qlora.py, ``scales_bytes``.
+    """
+    if not c.ledger.computation.quantized:
+        return 0
+    return (FP32 + SCALAR_BYTES) * len(quantized_tensors(c.setting.model).numels)
 
 
 def start_row(c: Candidate, report: Report) -> Row:
@@ -201,10 +219,10 @@ def start_row(c: Candidate, report: Report) -> Row:
     planned = sum(e.bytes for e in entries)
     gathered = sum(e.bytes for e in entries if e.item is Item.FLATTENING) if c.zero_stage == 3 else 0
     exactly = c.zero_stage == 3 or not (offloads(c) or ignored_items(c))
-    measured = report.peak("start") - report.most("start")["buffers"]
+    measured = report.peak("start") - beside_at_start(report)
     return bounded(
         "start-up, at its fullest", Item.FLATTENING.section, "start", planned, measured,
-        least=planned if exactly else 0, most=planned + gathered,
+        least=planned - single_numbers_bytes(c) if exactly else 0, most=planned + gathered,
     )  # fmt: skip
 
 

@@ -14,12 +14,11 @@ from deepspeed import comm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .compare import TOKENS
+from .compare import SCALAR_BYTES, TOKENS
 from .meter import Meter
 from .walk import claimed
 
 SETTLING_ROUNDS, SETTLING_S = 10, 0.002
-SCALAR_BYTES = 8  # step counters, loss scales, norms: single elements are not followed
 
 
 class PeakTracker(TorchDispatchMode):  # type: ignore[misc]  # reason: mypy does not follow torch
@@ -122,8 +121,8 @@ class Looker:
         self.held_bytes: dict[str, dict[str, int]] = {}
 
     def enter_phase(self, phase: str) -> None:
-        """Peaks from here on are this phase's: "2/1/forward" is a forward."""
-        self.meter.enter(phase.rpartition("/")[2])
+        """Peaks from here on are this phase's: "2/1/forward" is a forward, and building is a part of the start."""
+        self.meter.enter("start" if phase == "build" else phase.rpartition("/")[2])
 
     def built(self, model: Any) -> None:
         """The model is there, the engine is not."""

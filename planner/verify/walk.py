@@ -6,6 +6,7 @@ and runtime/fp16/{fused,unfused}_optimizer.py.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -64,6 +65,7 @@ def _categories(engine: Any) -> Iterator[tuple[str, Any]]:
     yield "moments", _states(getattr(engine, "basic_optimizer", None))
     yield "moments_staying", _states(getattr(optimizer, "backup_optimizer", None))
     yield "buffers", list(engine.module.buffers())
+    yield "libraries", getattr(sys.modules.get("bitsandbytes.functional"), "name2qmap", None)
 
 
 def _staying(optimizer: Any) -> list[torch.Tensor]:

@@ -94,11 +94,11 @@ def run(job: Job, folder: Path, looker: Looker) -> dict[str, Any]:
     plan = known(job["plan"], described)
     looker.enter_phase("build")
     weights = train.new_model(plan, folder, seed=SEED, vocabulary=0)
-    looker.enter_phase("start")
     model = train.build_model(plan, str(weights), seed=SEED)
     gc.collect()  # the last tensor that zero.Init cut waits in a cycle; DeepSpeed collects before its large buffers too
     comm.barrier()  # until the next collective gloo holds on to the tensors of the last
     looker.built(model)
+    looker.enter_phase("start")
     engine = train.start_engine(model, plan)
     try:
         looker.settle(engine)
