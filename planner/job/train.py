@@ -17,6 +17,7 @@ where the plan has adapters. Exit codes: 0 done, 2 wrong input (one line), 75 st
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import json
 import math
@@ -26,15 +27,17 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, NoReturn
 
 Plan = Mapping[str, Any]
 Batch = dict[str, Any]  # input_ids, labels and, where sequences are padded, attention_mask: (sequences, tokens)
@@ -50,6 +53,7 @@ SHORTEST_SECRET = 6  # characters; a shorter value would blot out words
 SOFTMAX_ROWS = 128  # tokens whose probabilities are held in fp32 at once
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+MEMORIES = ("allocated", "reserved", "device")  # by tensors, by the allocator, by the driver
 GIB = 2**30
 
 
@@ -57,18 +61,31 @@ class Refused(Exception):
     """The user's file or flag is wrong: where, what, what was given, what to do. One line, exit 2."""
 
 
+class RefusedHere(Refused):
+    """Wrong on this rank alone, which says so itself."""
+
+
 # --- plan.json: untrusted, checked before anything heavy is loaded ----------------------------------------------------
 
+NUMBER = (int, float)
 FIELDS: Sequence[tuple[Any, str]] = (  # what is read below, by type; "?": may be null
     (int, "decision.gpus decision.zero_stage decision.micro_batch decision.gradient_accumulation_steps"),
     (int, "training.seq_len training.global_batch training.steps training.save_every_steps"),
-    (int, "training.loss_chunk_tokens training.checkpointing.layers"),
+    (int, "training.loss_chunk_tokens training.checkpointing.layers adapters?.rank adapters?.alpha"),
     (str, "decision.gpu training.model? training.precision training.attn_implementation"),
-    (str, "training.optimizer.name training.optimizer.from"),
+    (str, "training.optimizer.name training.optimizer.from training.quantization?.quant_type"),
+    (str, "training.quantization?.compute_dtype training.quantization?.storage_dtype"),
     (bool, "training.packed training.zero_init training.checkpointing.on_host training.liger training.compile"),
-    (dict, "model.config memory.gpu time ds_config adapters? training.quantization? training.versions"),
-    ((int, float), "time.step_s"),
+    (bool, "training.quantization?.double_quant"),
+    ((str, list), "adapters?.target_modules"),
+    (dict, "model.config ds_config training.versions"),
+    (NUMBER, "adapters?.dropout time.step_s time.step_s_low? time.step_s_upper?"),
+    *((NUMBER, f"memory.gpu.{name}_bytes memory.gpu.ranges?.{name}?.low_bytes?") for name in MEMORIES),
+    *((NUMBER, f"memory.gpu.ranges?.{name}?.upper_bytes?") for name in MEMORIES),
 )
+# keys of config.json that set what a model costs; vocabularies are padded differently, so they may differ
+SIZES = re.compile(r"(?!vocab).*(size|layers?|heads?|experts|dim|rank|n_embd|n_inner|d_model|d_ff)")
+ALLOWED: Mapping[str, Sequence[str]] = {"precision": tuple(DTYPES), "attn_implementation": ("sdpa", "eager")}
 
 
 def read_plan(path: Path) -> Plan:
@@ -104,18 +121,17 @@ def check_plan(plan: Any) -> None:
 
 def _check_field(plan: Plan, name: str, kind: Any) -> None:
     value: Any = plan
-    for key in name.rstrip("?").split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    if value is None and name.endswith("?"):
-        return
+    for key in name.split("."):
+        value = value.get(key.rstrip("?")) if isinstance(value, dict) else None
+        if value is None and key.endswith("?"):
+            return
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         words = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise Refused(f"{name.rstrip('?')}: must be {words}, got {str(value)[:80]!r}; plan again")
+        raise Refused(f"{name.replace('?', '')}: must be {words}, got {str(value)[:80]!r}; plan again")
 
 
 def _check_values(training: Mapping[str, Any]) -> None:
-    allowed = {"precision": tuple(DTYPES), "attn_implementation": ("sdpa", "eager")}
-    for key, values in allowed.items():
+    for key, values in ALLOWED.items():
         if training[key] not in values:
             raise Refused(f"training.{key}: must be one of {', '.join(values)}, got {training[key]!r}; plan again")
     for key in ("seq_len", "global_batch", "steps", "save_every_steps"):
@@ -128,13 +144,10 @@ def _check_agreement(plan: Plan) -> None:
     decision, training, config = plan["decision"], plan["training"], plan["ds_config"]
     micro, accumulation = decision["micro_batch"], decision["gradient_accumulation_steps"]
     enabled = [kind for kind in ("bf16", "fp16") if _section(config, kind).get("enabled")] or ["fp32"]
+    stage = _section(config, "zero_optimization").get("stage")
     maker = "ds_config" if "optimizer" in config else "script"
     for name, written, decided in (
-        (
-            "ds_config.zero_optimization.stage",
-            _section(config, "zero_optimization").get("stage"),
-            decision["zero_stage"],
-        ),
+        ("ds_config.zero_optimization.stage", stage, decision["zero_stage"]),
         ("ds_config.train_micro_batch_size_per_gpu", config.get("train_micro_batch_size_per_gpu"), micro),
         ("ds_config.gradient_accumulation_steps", config.get("gradient_accumulation_steps"), accumulation),
         ("ds_config.train_batch_size", config.get("train_batch_size"), training["global_batch"]),
@@ -228,32 +241,37 @@ def load_model(plan: Plan, path: str) -> Any:
     import transformers  # before zero.Init: an import inside it breaks torch.dynamo
     from transformers.integrations import HfDeepSpeedConfig
 
-    training, device = plan["training"], local_device()
+    training = plan["training"]
     in_partitions = plan["decision"]["zero_stage"] == 3 and training["zero_init"]
     partitioning = HfDeepSpeedConfig(dict(plan["ds_config"])) if in_partitions else None
-    placed = {"device_map": {"": device}, "quantization_config": quantization(plan)} if training["quantization"] else {}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = loaded(
+        transformers.AutoModelForCausalLM.from_pretrained,
+        f"--model {path}",
         path,
         dtype=getattr(torch, DTYPES[training["precision"]]),
         attn_implementation=training["attn_implementation"],
-        **placed,
+        **(quantization(plan) if training["quantization"] else {}),
     )
     del partitioning  # transformers knows it through a weak reference: it had to live until here
     return model
+
+
+def loaded(load: Callable[..., Any], flag: str, path: str, **options: Any) -> Any:
+    """What ``from_pretrained`` makes of a folder or a hub id; code that came with it is never run."""
+    try:
+        return load(path, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{flag}: cannot be loaded, {first_line(error)}; give a folder or a hub id") from error
 
 
 def check_model(plan: Plan, path: str) -> None:
     """The model must have the planned sizes, or the plan's memory and time are another model's."""
     import transformers
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(path).get_text_config()
-    except (OSError, ValueError) as error:
-        raise Refused(f"--model {path}: cannot be loaded, {first_line(error)}; give a folder or a hub id") from error
-    sizes = r".*(size|layers?|heads|experts|_dim|n_embd|n_inner)$"
+    config = loaded(transformers.AutoConfig.from_pretrained, f"--model {path}", path).get_text_config()
     for key, planned in text_config(plan).items():
         found = getattr(config, key, planned)
-        if isinstance(planned, int) and re.match(sizes, key) and found != planned:
+        if isinstance(planned, int) and SIZES.fullmatch(key) and found != planned:
             raise Refused(f"--model {path}: {key} is {found}, the plan's is {planned}; plan again with --model {path}")
 
 
@@ -284,19 +302,20 @@ def new_model(plan: Plan, folder: Path, *, seed: int, vocabulary: int) -> str:
     return str(folder)
 
 
-def quantization(plan: Plan) -> Any:
-    """bitsandbytes' 4-bit weights; stored in a float type, so that ZeRO-3 can shard them."""
+def quantization(plan: Plan) -> dict[str, Any]:
+    """bitsandbytes' 4-bit weights, made on this rank's device; stored in a float type, so that ZeRO-3 can cut them."""
     import torch
     from transformers import BitsAndBytesConfig
 
     planned = plan["training"]["quantization"]
-    return BitsAndBytesConfig(
+    bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=planned["quant_type"],
         bnb_4bit_use_double_quant=planned["double_quant"],
         bnb_4bit_compute_dtype=getattr(torch, DTYPES[planned["compute_dtype"]]),
         bnb_4bit_quant_storage=getattr(torch, DTYPES[planned["storage_dtype"]]),
     )
+    return {"quantization_config": bits, "device_map": {"": local_device()}}
 
 
 def adapt(model: Any, adapters: Mapping[str, Any], seed: int) -> Any:
@@ -416,7 +435,7 @@ def fused_loss() -> Any:
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
             n, *grads = ctx.saved_tensors
-            scaled = [None if g is None else g.mul_(gradients[0] * n.rsqrt()) for g in grads]
+            scaled: list[Any] = [None if g is None else g.mul_(gradients[0] * n.rsqrt()) for g in grads]
             scaled[0] = scaled[0].view(ctx.shape)
             return *scaled, None, None, None
 
@@ -454,11 +473,11 @@ def open_data(path: str, split: str, text_field: str) -> Any:
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(**_source(path), split=split, streaming=True)
-        first = next(iter(rows), None)
+        first = next(iter(rows))
+    except StopIteration as error:
+        raise Refused(f"--data {path}: has no rows") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise Refused(f"--data {path}: cannot be read, {first_line(error)}") from error
-    if first is None:
-        raise Refused(f"--data {path}: has no rows")
     if not isinstance(first.get(text_field), str):
         texts = ", ".join(name for name, value in first.items() if isinstance(value, str)) or "none"
         raise Refused(f"--data {path}: no text in field {text_field!r}; fields with text: {texts}; give --text-field")
@@ -472,10 +491,9 @@ def _source(path: str) -> dict[str, Any]:
         return {"path": path}
     if local.is_file():
         if suffix not in FORMATS:
-            raise Refused(
-                f"--data {path}: unknown format {suffix!r}; allowed are {', '.join(FORMATS)}, folders, hub ids"
-            )
-        return {"path": FORMATS[suffix], "data_files": str(local.resolve())}
+            known = ", ".join(FORMATS)
+            raise Refused(f"--data {path}: unknown format {suffix!r}; allowed are {known}, folders, hub ids")
+        return {"path": FORMATS[suffix], "data_files": glob.escape(str(local.resolve()))}
     if suffix in FORMATS or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise Refused(f"--data {path}: no such file or folder")
     return {"path": path}
@@ -529,16 +547,22 @@ class Stream:
         from datasets.distributed import split_dataset_by_node
 
         while True:
-            share, before, fresh = split_dataset_by_node(self.rows, self.rank, self.ranks), self.documents, True
+            share, found = split_dataset_by_node(self.rows, self.rank, self.ranks), self.position is not None
             if self.position is not None:
                 share.load_state_dict(self.position)
-                fresh = False
             for row in share:
                 self.position, self.documents = share.state_dict(), self.documents + 1
-                yield self.tokenizer(row[self.text_field] or "")["input_ids"] + [self.tokenizer.eos_token_id]
-            if fresh and self.documents == before:
-                raise Refused(f"--data: has fewer documents than the job has ranks ({self.ranks})")
+                if tokens := self._tokens_of(row[self.text_field] or ""):
+                    found = True
+                    yield tokens
+            if not found:
+                raise RefusedHere(f"--data: rank {self.rank} of {self.ranks} finds no text; give more documents")
             self.epoch, self.position = self.epoch + 1, None
+
+    def _tokens_of(self, text: str) -> list[int]:
+        """Ids with one end-of-sequence token behind; of blank text none."""
+        ids, end = list(self.tokenizer(text)["input_ids"]) if text.strip() else [], self.tokenizer.eos_token_id
+        return ids if not ids or ids[-1] == end else [*ids, end]
 
     def _batch(self, rows: list[list[int]]) -> Batch:
         import torch
@@ -566,10 +590,7 @@ def open_tokenizer(path: str) -> Any:
     """The tokenizer of a folder or a hub id."""
     import transformers
 
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise Refused(f"--tokenizer {path}: cannot be loaded, {first_line(error)}") from error
+    tokenizer = loaded(transformers.AutoTokenizer.from_pretrained, f"--tokenizer {path}", path)
     if tokenizer.eos_token_id is None:
         raise Refused(f"--tokenizer {path}: has no end-of-sequence token, which stands between documents")
     tokenizer.model_max_length = sys.maxsize  # documents are cut here, so there is nothing to warn of
@@ -603,6 +624,7 @@ def start_processes() -> None:
 
     import deepspeed  # isort: skip -- after transformers, whose integrations look for it
 
+    warnings.simplefilter("ignore", FutureWarning)  # of torch about DeepSpeed's calls, on every rank
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     deepspeed.utils.logger.setLevel("ERROR")
@@ -916,11 +938,14 @@ def load_random(state: Mapping[str, Any]) -> None:
 def export(engine: Any, tokenizer: Any, folder: Path, *, adapters: bool) -> None:
     """The trained weights as from_pretrained loads them: the whole model, or its adapters."""
     weights = whole_weights(engine.module, adapters=adapters)
+    extra = {"save_embedding_layers": False} if adapters else {}
+
+    def write(beside: Path) -> None:
+        engine.module.save_pretrained(beside, state_dict=weights, **extra)
+        tokenizer.save_pretrained(beside)
+
     if rank() == 0:
-        extra = {"save_embedding_layers": False} if adapters else {}
-        write_folder(folder, partial(engine.module.save_pretrained, state_dict=weights, **extra))
-        tokenizer.save_pretrained(folder)
-    barrier()
+        write_folder(folder, write)
 
 
 def whole_weights(model: Any, *, adapters: bool) -> dict[str, Any]:
@@ -977,24 +1002,16 @@ def job_event(plan_path: Path, plan: Plan, log: Path, resumed: int) -> dict[str,
     }
 
 
-MEMORIES = ("allocated_bytes", "reserved_bytes", "device_bytes")
-
-
 def memories() -> list[float]:
-    """This rank's peak since the last reset, by allocator and driver (0: no GPU), and its resident bytes."""
+    """This rank's peaks since the last reset (0: no GPU), and its resident bytes."""
     import psutil
     import torch
 
-    host = float(psutil.Process().memory_info().rss)
+    host = psutil.Process().memory_info().rss
     if not torch.cuda.is_available():
-        return [0.0, 0.0, 0.0, host]
+        return [0, 0, 0, host]
     free, total = torch.cuda.mem_get_info()
-    return [
-        float(torch.cuda.max_memory_allocated()),
-        float(torch.cuda.max_memory_reserved()),
-        float(total - free),
-        host,
-    ]
+    return [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), total - free, host]
 
 
 def step_event(engine: Any, plan: Plan, step: int, loss: float, rate: float, seconds: float) -> dict[str, Any]:
@@ -1010,7 +1027,7 @@ def step_event(engine: Any, plan: Plan, step: int, loss: float, rate: float, sec
         "gradient_norm": None if norm is None else float(norm),
         "step_s": slowest,
         "tokens_per_s": plan["training"]["global_batch"] * plan["training"]["seq_len"] / slowest,
-        **{name: int(max(column)) or None for name, column in zip(MEMORIES, columns[2:5], strict=True)},
+        **{f"{name}_bytes": int(max(column)) or None for name, column in zip(MEMORIES, columns[2:5], strict=True)},
         "host_bytes": int(max(sum(columns[5][i : i + node]) for i in range(0, len(rows), node))),
     }
 
@@ -1019,55 +1036,49 @@ def promise_event(plan: Plan, events: Sequence[Mapping[str, Any]]) -> dict[str, 
     """What was measured beside what was planned: seconds after warm-up, and the peaks of all steps."""
     seconds = [event["step_s"] for event in events[WARM_UP_STEPS:]]
     planned, gpu = plan["time"], plan["memory"]["gpu"]
-    event: dict[str, Any] = {"step": events[-1]["step"]}
-    event["step_s"] = {
-        "measured": sum(seconds) / len(seconds),
-        "planned": planned["step_s"],
-        "low": planned.get("step_s_low"),
-        "upper": planned.get("step_s_upper"),
-    }
+    rows = {"step_s": (mean(seconds), planned["step_s"], planned.get("step_s_low"), planned.get("step_s_upper"))}
     for name in MEMORIES:
-        band = _section(_section(gpu, "ranges"), name.removesuffix("_bytes"))
-        peaks = [e[name] for e in events if e[name]]
-        event[name] = {
-            "measured": max(peaks, default=None),
-            "planned": gpu.get(name),
-            "low": band.get("low_bytes"),
-            "upper": band.get("upper_bytes"),
-        }
-    return event
+        peaks = [event[f"{name}_bytes"] for event in events if event[f"{name}_bytes"]]
+        band = _section(_section(gpu, "ranges"), name)
+        figures = (max(peaks, default=None), gpu[f"{name}_bytes"], band.get("low_bytes"), band.get("upper_bytes"))
+        rows[f"{name}_bytes"] = figures
+    keys = ("measured", "planned", "low", "upper")
+    return {"step": events[-1]["step"], **{name: dict(zip(keys, row, strict=True)) for name, row in rows.items()}}
 
 
-def promise_lines(event: Mapping[str, Any], device: str) -> Iterator[str]:
-    """The promise in words.
+def promise_line(name: str, row: Mapping[str, float | None]) -> str:
+    """One figure of the promise in words.
 
-    >>> next(promise_lines({"step_s": {"measured": 2.0, "planned": 1.5, "low": 1.2, "upper": 1.8}}, "cuda"))
+    >>> promise_line("step_s", {"measured": 2.0, "planned": 1.5, "low": 1.2, "upper": 1.8})
     'step time: 2.00 s measured, 1.50 s planned (1.20 to 1.80 s): above the range'
     """
-    for name in ("step_s", *MEMORIES):
-        if name not in event:
-            continue
-        unit, size = ("s", 1.0) if name == "step_s" else ("GiB", float(GIB))
-        words = "step time" if name == "step_s" else f"{name.removesuffix('_bytes')} memory"
-        numbers = [event[name][key] for key in ("measured", "planned", "low", "upper")]
-        measured, planned, low, upper = (None if n is None else n / size for n in numbers)
-        if measured is None:
-            yield f"{words}: not measured on a {device.upper()}; {planned:.2f} {unit} planned"
-        elif low is None or upper is None:
-            yield f"{words}: {measured:.2f} {unit} measured, {planned:.2f} {unit} planned, which states no range"
-        else:
-            verdict = "below" if measured < low else "above" if measured > upper else "inside"
-            band = f"({low:.2f} to {upper:.2f} {unit})"
-            yield f"{words}: {measured:.2f} {unit} measured, {planned:.2f} {unit} planned {band}: {verdict} the range"
+    unit, size = ("s", 1) if name == "step_s" else ("GiB", GIB)
+    words = "step time" if name == "step_s" else f"{name.removesuffix('_bytes')} memory"
+    measured, planned, low, upper = (None if value is None else value / size for value in row.values())
+    if measured is None:
+        return f"{words}: not measured on a CPU, {planned:.2f} {unit} planned"
+    if low is None or upper is None:
+        return f"{words}: {measured:.2f} {unit} measured, {planned:.2f} {unit} planned, without a range"
+    verdict = "below" if measured < low else "above" if measured > upper else "inside"
+    band = f"({low:.2f} to {upper:.2f} {unit})"
+    return f"{words}: {measured:.2f} {unit} measured, {planned:.2f} {unit} planned {band}: {verdict} the range"
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
 
 
-def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong as the rest does."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage."""
+        raise Refused(f"{message}; see --help")
+
+
+def command_line() -> Parser:
+    """Every option."""
     here = Path(__file__).resolve().parent
-    parser = argparse.ArgumentParser(prog="train.py", description="Train as plan.json says.", allow_abbrev=False)
+    parser = Parser(prog="train.py", description="Train as plan.json says.", allow_abbrev=False)
     add = parser.add_argument
     add("--data", required=True, help="a .jsonl, .json, .parquet, .csv or .txt file, a folder of such, or a hub id")
     add("--plan", type=Path, default=here / "plan.json", help="default: plan.json beside this file")
@@ -1085,7 +1096,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--learning-rate", type=float, help="the highest; default: the plan's")
     add("--warmup-steps", type=int, help="default: a hundredth of the steps")
     add("--final-rate", type=float, default=0.1, help="learning rate at the end over the highest (%(default)s)")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def complete(options: argparse.Namespace, plan: Plan) -> None:
@@ -1109,7 +1120,9 @@ def complete(options: argparse.Namespace, plan: Plan) -> None:
 
 def identity(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     """What a checkpoint must share with the job that resumes it."""
-    trained = {key: plan[key] for key in ("training", "adapters", "ds_config")} | {"config": plan["model"]["config"]}
+    longer = ("steps", "save_every_steps", "versions")  # may change between two starts
+    training = {key: value for key, value in plan["training"].items() if key not in longer}
+    trained = [training, plan["adapters"], plan["ds_config"], plan["model"]["config"]]
     return {
         "plan": hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:16],
         "ranks": ranks_of(plan),
@@ -1129,8 +1142,9 @@ class Training:
     options: argparse.Namespace
     step: int = 0
     saved: int = 0
+    vote_every: int = 1  # micro-steps
     log: Log | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
+    first: list[dict[str, Any]] = field(default_factory=list)
 
     def resume(self, step: int) -> dict[str, Any]:
         """Go on after ``step``; the position that belongs to it."""
@@ -1170,31 +1184,33 @@ class Training:
 
     def _take(self, batches: list[Batch], stop: Stop) -> bool:
         """One optimizer step; false: told to stop."""
-        o, last = self.options, self.events[-1]["step_s"] if self.events else VOTE_S * len(batches)
+        o = self.options
         rate = rate_at(self.step + 1, steps=o.steps, peak=o.learning_rate, warmup=o.warmup_steps, floor=o.final_rate)
         set_rate(self.engine, rate)
         reset_peaks()
         started_s = time.monotonic()
-        loss = optimizer_step(self.engine, self.plan, batches, stop, max(1, int(VOTE_S * len(batches) / last)))
+        loss = optimizer_step(self.engine, self.plan, batches, stop, self.vote_every)
         if loss is None:
             return False
         self.step += 1
-        self._report(step_event(self.engine, self.plan, self.step, loss, rate, time.monotonic() - started_s))
+        event = step_event(self.engine, self.plan, self.step, loss, rate, time.monotonic() - started_s)
+        self.vote_every = max(1, int(VOTE_S * len(batches) / event["step_s"]))
+        self._report(event)
         return True
 
     def _report(self, event: dict[str, Any]) -> None:
         """Log the step; a short line now and then; after five steps the promise."""
-        self.events.append(event)
-        done = len(self.events)
         if self.log is None:
             return
         self.log.write("step", event)
-        if done <= PROMISE_STEPS or self.step % PRINT_EVERY == 0 or self.step == self.options.steps:
+        early = len(self.first) < PROMISE_STEPS
+        if early or self.step % PRINT_EVERY == 0 or self.step == self.options.steps:
             say("step {step}  loss {loss:.4f}  {step_s:.2f} s  {tokens_per_s:,.0f} tokens/s".format(**event))
-        if done == PROMISE_STEPS:
-            promise = promise_event(self.plan, self.events)
+        self.first += [event] if early else []
+        if early and len(self.first) == PROMISE_STEPS:
+            promise = promise_event(self.plan, self.first)
             self.log.write("promise", promise)
-            say(*promise_lines(promise, local_device().type))
+            say(*(promise_line(name, row) for name, row in promise.items() if isinstance(row, dict)))
 
     def _save(self, position: Mapping[str, Any]) -> None:
         if self.step > self.saved:
@@ -1227,6 +1243,7 @@ def run(options: argparse.Namespace) -> int:
     if code == 0:
         export(engine, tokenizer, options.out / "model", adapters=training.adapters)
         say(f"done: {options.out / 'model'}")
+    barrier()
     return code
 
 
@@ -1254,13 +1271,13 @@ def first_line(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; what is wrong with its input is said in one line, once per node."""
     try:
-        return run(options_of(arguments))
+        code = run(command_line().parse_args(arguments))
     except Refused as error:
-        if local_rank() == 0:
+        if local_rank() == 0 or isinstance(error, RefusedHere):
             print(hide_secrets(f"train.py: {error}"), file=sys.stderr, flush=True)
-        return REFUSED
-    finally:
-        leave_processes()
+        code = REFUSED
+    leave_processes()
+    return code
 
 
 if __name__ == "__main__":

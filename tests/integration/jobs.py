@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from trainplan.planner.documents import adapters_row, decision, memory_document,
 from trainplan.planner.emit.deepspeed import to_json
 from trainplan.planner.emit.training import training_document
 
-from .configurations import GPUS, LLAMA, SEQUENCE_TOKENS, estimated
+from .configurations import GPUS, LLAMA, estimated
 from .engine import ROOT, TIMEOUT_S, environment
 
 SCRIPT = ROOT / "planner" / "job" / "train.py"
@@ -74,18 +77,19 @@ class Job:
     """A folder of a job, and how it is started."""
 
     folder: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
 
-    def start(self, *options: str, processes: int = GPUS, data: str = "corpus.txt") -> subprocess.Popen[bytes]:
+    def start(
+        self, *options: str, processes: int = GPUS, data: str = "corpus.txt", **variables: str
+    ) -> subprocess.Popen[bytes]:
         """The script under torchrun, in a session of its own; its output goes to output.txt."""
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
-            *("train.py", "--data", data, "--model", "model", *options),
+            *("train.py", "--data", data, "--learning-rate", "1e-3", *options),
         ]
-        with (self.folder / "output.txt").open("wb") as output:
+        with (self.folder / "output.txt").open("ab") as output:
             return subprocess.Popen(
                 command,
-                env=environment() | {"HF_TOKEN": SECRET} | self.environment,
+                env=environment() | {"HF_TOKEN": SECRET, "PYTHONPATH": ""} | variables,
                 cwd=self.folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -129,37 +133,40 @@ def wait(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of the launcher and all its ranks."""
-    members = list(session(process.pid))
-    for pid in (process.pid, *members):
-        try:
+    """kill -9 of the launcher and all its ranks, which have sessions of their own."""
+    ranks = list(children(process.pid))
+    process.kill()
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
     process.wait()
 
 
-def session(leader: int) -> Iterator[int]:
-    """Processes of a session: torchrun gives each rank a group of its own."""
+def children(parent: int) -> Iterator[int]:
+    """Processes that a process started."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader:
-            yield int(stat.parent.name)
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                yield int(stat.parent.name)
 
 
-def new_job(folder: Path, plan: Mapping[str, Any], **variables: str) -> Job:
-    """A job's folder as `trainplan emit` leaves it, with model and text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.py").write_text(SCRIPT.read_text())
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], *, every_s: float = 0.005) -> None:
+    """Wait for something that the job does.
+
+    Raises:
+        AssertionError: the job ended before.
+    """
+    while not condition():
+        assert process.poll() is None, "the job ended before it did what was waited for"
+        time.sleep(every_s)
+
+
+def new_job(folder: Path, plan: Mapping[str, Any], model: Path) -> Job:
+    """A job's folder as `trainplan emit` leaves it, with some text and a link to the model."""
+    folder.mkdir(parents=True)
+    shutil.copy(SCRIPT, folder / "train.py")
     (folder / "plan.json").write_text(to_json(plan))
     (folder / "ds_config.json").write_text(to_json(plan["ds_config"]))
-    if not (folder / "model").exists():
-        write_model(folder / "model")
+    (folder / "model").symlink_to(model)
     write_text(folder / "corpus.txt")
-    return Job(folder, variables)
-
-
-__all__ = ["GPUS", "SECRET", "SEQUENCE_TOKENS", "Job", "document", "kill", "new_job", "session", "wait"]
+    return Job(folder)
