@@ -189,6 +189,7 @@ OPTIONS = {
         "--lora-targets",
         "--json",
     ],
+    "trainplan verify": ["--steps", "--processes", "--layers", "--device", "--model", "--all", "--json"],
     "trainplan validate": ["--grades", "--good-rows", "--json"],
     "trainplan models": [],
     "trainplan models list": ["--json"],

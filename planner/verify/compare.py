@@ -12,7 +12,7 @@ otherwise is named here:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,11 @@ def bounded(
         most_bytes=high,
         holds=low <= measured <= high,
     )
+
+
+def off_rows(rows: Iterable[Row]) -> list[Row]:
+    """Those that do not hold."""
+    return [row for row in rows if not row.holds]
 
 
 def state_rows(c: Candidate, report: Report, steps: int, unseen: Sequence[Item] = ()) -> Iterator[Row]:

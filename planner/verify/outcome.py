@@ -12,7 +12,7 @@ from ..documents import SCHEMA_VERSION, decision
 from ..ledger import BACKWARDS, Device, Phase
 from ..memory import Band
 from ..time import step_seconds
-from .compare import Report, Row, bounded, engine_rows, state_rows
+from .compare import Report, Row, bounded, engine_rows, off_rows, state_rows
 from .machine import Machine
 from .shrink import Shrunk
 
@@ -70,7 +70,7 @@ class Verification:
     @property
     def off(self) -> tuple[str, ...]:
         """Names of the lines that do not hold."""
-        return tuple(dict.fromkeys(row.line for row in self.rows if not row.holds))
+        return tuple(dict.fromkeys(row.line for row in off_rows(self.rows)))
 
     @property
     def step_s(self) -> float:
