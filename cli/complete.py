@@ -37,6 +37,13 @@ def strategy_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return _matching(NAMES, incomplete)
 
 
+def target_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What --for may name."""
+    from ..planner.emit.targets import TARGETS
+
+    return _matching(TARGETS, incomplete)
+
+
 def clouds(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Clouds of the price catalog."""
     from ..planner.catalog import offers

@@ -17,6 +17,7 @@ from .plan_options import Sectioned, plan_options
 COMMANDS = {
     "plan": "plan",
     "estimate": "estimate",
+    "emit": "emit",
     "explain": "explain",
     "why-not": "why_not",
     "sensitivity": "sensitivity",
@@ -32,6 +33,7 @@ COMMANDS = {
 SUMMARIES = {
     "plan": "Find the cheapest plan (the same as no command at all).",
     "estimate": "Judge one fixed configuration: memory, time, cost, does it fit.",
+    "emit": "Write what starts a plan: on a cluster, in a cloud, for another trainer.",
     "explain": "Show a plan's stack, and the arithmetic and source of any line.",
     "why-not": "Say which constraint rejects a choice, and the cheapest change.",
     "sensitivity": "Plan again with other rates, prices, tokens and failures: does the decision hold?",

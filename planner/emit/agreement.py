@@ -44,6 +44,8 @@ def _wrong_values(document: Mapping[str, Any]) -> Iterator[str]:
         yield "decision.gradient_accumulation_steps is 0"
     if decision["zero_stage"] > 3:
         yield f"decision.zero_stage is {decision['zero_stage']}, not 0 to 3"
+    if "torch" not in t["versions"]:
+        yield "training.versions names no torch"
     for name, version in t["versions"].items():
         if not (PACKAGE.fullmatch(name) and isinstance(version, str) and VERSION.fullmatch(version)):
             yield f"training.versions names {name[:40]!r} {repr(version)[:40]}, no package's version"
@@ -92,7 +94,8 @@ def _wrong_hyperparameters(row: Mapping[str, Any], where: str) -> Iterator[str]:
 
 
 def is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0  # type: ignore[arg-type]  # checked
+    """Whether a JSON value is a finite number that is not negative."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _wrong_ds_config(config: Mapping[str, Any]) -> Iterator[str]:
