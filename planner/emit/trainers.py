@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InputError
+from ..recipe import FINAL_RATE, WARMUP_SHARE
 from ..units import duration, gib
 from .job import Job
-
-CONSTANT = "constant"  # the plan's ds_config has no scheduler, and these programs would add a decay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recompute:
-    """All layers or none; what that means beside the plan."""
+    """All layers or no layer; what that means beside the plan."""
 
     on: bool
     on_host: bool
@@ -21,7 +20,7 @@ class Recompute:
 
 
 def recompute(job: Job, program: str, *, can_offload: bool = False) -> Recompute:
-    """Activation checkpointing of a program that knows all layers or none, on the side that needs no more memory.
+    """Activation checkpointing of a program that cannot take the first k layers, on the side that needs no more memory.
 
     Args:
         job: the plan.
@@ -41,9 +40,7 @@ def recompute(job: Job, program: str, *, can_offload: bool = False) -> Recompute
     if c.on_host and not on_host:
         cannot.append(f"checkpoints in host RAM: they stay on the GPU{_means(job)}")
     if c.partial:
-        cannot.append(
-            f"checkpointing of {c.layers} of {c.of} layers: all or none, so all {c.of} recompute{_means(job, on_host)}"
-        )
+        cannot.append(f"the first {c.layers} of {c.of} layers alone: all {c.of} recompute{_means(job, on_host)}")
     return Recompute(on=True, on_host=on_host, cannot=tuple(cannot))
 
 
@@ -96,6 +93,18 @@ OPTIMIZERS = {
     "adafactor": "adafactor",
     "sgd": "sgd",
 }
+
+
+def schedule(job: Job) -> dict[str, object]:
+    """The learning rate over the steps, as train.py has it: a warm-up, then half a cosine; the rate itself is one key.
+
+    transformers' first step has a rate of 0, train.py's a share of the warm-up.
+    """
+    return {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": FINAL_RATE},
+        "warmup_steps": max(1, int(job.steps * WARMUP_SHARE)),
+    }
 
 
 def hyperparameters(job: Job) -> dict[str, object]:

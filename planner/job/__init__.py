@@ -1,1 +1,1 @@
-"""Scripts that a plan comes with: copied beside it as they stand, they import nothing of trainplan."""
+"""The training script that a plan's job runs: one file, copied as it stands into the job's folder."""

@@ -21,9 +21,11 @@ from transformers import (
     BitsAndBytesConfig,
     HfArgumentParser,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     default_data_collator,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -35,6 +37,7 @@ class Settings:
     attn_implementation: str = "sdpa"
     seq_len: int = 4096
     packing: bool = True
+    checkpointed_layers: int = 0
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
@@ -43,6 +46,19 @@ class Settings:
     double_quant: bool = True
     quant_compute_dtype: str = "bfloat16"
     quant_storage_dtype: str = "bfloat16"
+
+
+class FirstLayers(TrainerCallback):  # type: ignore[misc]  # transformers is not typed for mypy here
+    """Only the first k layers recompute: the Trainer turns all of them on, and this those after them off."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        """After the Trainer has turned them on, before the first step."""
+        layers = [m for m in trainer["model"].modules() if isinstance(m, GradientCheckpointingLayer)]
+        for index, layer in enumerate(layers):
+            layer.gradient_checkpointing = index < self.count
 
 
 def command_line() -> argparse.Namespace:
@@ -137,8 +153,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(line.model)
     with arguments.main_process_first(desc="tokenizing"):
         dataset = examples(texts(line.data), tokenizer, settings)
-    model = build_model(line.model, settings, checkpointing=arguments.gradient_checkpointing)
+    model = build_model(line.model, settings, checkpointing=arguments.activation_checkpointing)
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=default_data_collator)
+    trainer.add_callback(FirstLayers(settings.checkpointed_layers))
     last = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...recipe import FINAL_RATE
 from ...workload import Precision
 from ..job import Job
 from ..shell import HERE, bash, comments, environment, filled, joined, missing, model_of, rendezvous, script
 from ..start import Emitted, Start
-from ..trainers import CONSTANT, Recompute, common_limits, hyperparameters, liger, recompute
+from ..trainers import Recompute, common_limits, hyperparameters, liger, recompute, schedule
 from ..yaml_text import to_yaml
 from .torchrun import launch
 
@@ -80,8 +81,9 @@ def _config(job: Job, start: Start, again: Recompute) -> dict[str, Any]:
         "tf32": False,
         "max_grad_norm": job.ds_config.get("gradient_clipping", 0.0),
         **_optimizer(job),
-        "lr_scheduler": CONSTANT,
-        "warmup_steps": 0,
+        "lr_scheduler": "cosine",
+        "cosine_min_lr_ratio": FINAL_RATE,
+        "warmup_steps": schedule(job)["warmup_steps"],
         "gradient_checkpointing": again.on,
         "torch_compile": job.compile,
     }

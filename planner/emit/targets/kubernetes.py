@@ -93,7 +93,9 @@ def _run(job: Job) -> str:
         install(job).rstrip(),
         f"cd {JOB}",
         *environment(job, locks=False),
-        joined(["exec torchrun", *train_words(None, None)]),
+        "# The log names its plan: both lie beside the checkpoints, since a ConfigMap is read only.",
+        'test "${PET_NODE_RANK:-0}" != 0 || cp plan.json "$OUT"',
+        joined(["exec torchrun", *train_words(None, None), '"--log=$OUT/measured.jsonl"']),
     ]
     return "\n".join(lines) + "\n"
 

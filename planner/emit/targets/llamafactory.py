@@ -10,7 +10,7 @@ from ..deepspeed import to_json
 from ..job import Job
 from ..shell import HERE, bash, comments, environment, filled, missing, model_of, rendezvous, script
 from ..start import Emitted, Start
-from ..trainers import CONSTANT, common_limits, hyperparameters, liger, recompute
+from ..trainers import common_limits, hyperparameters, liger, recompute, schedule
 from ..yaml_text import to_yaml
 
 TITLE, NAME, CONFIG, DATASETS = "LLaMA-Factory", "llamafactory.sh", "llamafactory.yaml", "dataset_info.json"
@@ -94,8 +94,7 @@ def _config(job: Job, start: Start, *, recomputed: bool) -> dict[str, Any]:
         "fp16": job.precision is Precision.FP16,
         "max_grad_norm": job.ds_config.get("gradient_clipping", 0.0),
         **named,
-        "lr_scheduler_type": CONSTANT,
-        "warmup_steps": 0,
+        **schedule(job),
         "disable_gradient_checkpointing": not recomputed,
         "use_reentrant_gc": False,
         "upcast_layernorm": False,

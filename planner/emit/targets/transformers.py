@@ -9,7 +9,7 @@ from ..job import Job
 from ..scripts import job_script
 from ..shell import bash, beside, comments, environment, joined, model_of, option, rendezvous, script
 from ..start import Emitted, Start
-from ..trainers import CONSTANT, common_limits, hyperparameters, liger, recompute
+from ..trainers import common_limits, hyperparameters, liger, schedule
 from ..yaml_text import to_yaml
 from .torchrun import launch
 
@@ -19,8 +19,7 @@ TORCH = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP32: 
 
 def emit(job: Job, start: Start) -> Emitted:
     """Arguments, the script that reads them, and its command."""
-    again = recompute(job, TITLE)
-    cannot = (*again.cannot, *common_limits(job))
+    cannot = common_limits(job)
     text = job_script(SCRIPT)
     assert text is not None, "the installation lacks planner/job/hf_trainer.py"
     nodes = f"start it on each of the {job.machines.nodes} nodes, with the same MASTER_ADDR, the name of one of them"
@@ -36,7 +35,7 @@ def emit(job: Job, start: Start) -> Emitted:
     where = "MASTER_ADDR=FIRST_NODE " if job.several_nodes else ""
     return Emitted(
         files={
-            CONFIG: to_yaml({**_settings(job), **arguments(job, again.on)}, comments(job, TITLE, cannot)),
+            CONFIG: to_yaml({**_settings(job), **arguments(job)}, comments(job, TITLE, cannot)),
             SCRIPT: text,
             NAME: script(comments(job, TITLE, cannot, first), lines),
         },
@@ -46,7 +45,7 @@ def emit(job: Job, start: Start) -> Emitted:
     )
 
 
-def arguments(job: Job, recomputed: bool) -> dict[str, Any]:
+def arguments(job: Job) -> dict[str, Any]:
     """transformers.TrainingArguments; those that DeepSpeed's file states too are equal to it."""
     found: dict[str, Any] = {
         "output_dir": "checkpoints",
@@ -63,13 +62,12 @@ def arguments(job: Job, recomputed: bool) -> dict[str, Any]:
         "fp16": job.precision is Precision.FP16,
         "max_grad_norm": job.ds_config.get("gradient_clipping", 0.0),
         **hyperparameters(job),
-        "lr_scheduler_type": CONSTANT,
-        "warmup_steps": 0,
-        "gradient_checkpointing": recomputed,
+        **schedule(job),
+        "activation_checkpointing": job.checkpointing.layers > 0,
         "torch_compile": job.compile,
     }
-    if recomputed:
-        found["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if job.checkpointing.layers:
+        found["activation_checkpointing_kwargs"] = {"use_reentrant": False, "offload": job.checkpointing.on_host}
     kernels = liger(job)
     return found if kernels is None else {**found, "use_liger_kernel": True, "liger_kernel_config": kernels}
 
@@ -81,6 +79,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "attn_implementation": job.attention,
         "seq_len": job.seq_len,
         "packing": job.packed,
+        "checkpointed_layers": job.checkpointing.layers,
     }
     if job.adapters is not None:
         found |= {
