@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,7 @@ from .plan_options import FOR
 if TYPE_CHECKING:
     from ..api.emitting import Launch
 
-PLAN = "plan.json"
+PLAN, WIDTH = "plan.json", 118
 
 
 @click.command(name="emit")
@@ -99,12 +100,17 @@ def start_text(launch: Launch) -> str:
             [
                 f"Start it with {TARGETS[name].title}",
                 f"  {found.command}",
-                *(f"  first: {text}" for text in found.first),
-                *(f"  not expressed: {text}" for text in found.cannot),
+                *(line for text in found.first for line in _wrapped(f"first: {text}")),
+                *(line for text in found.cannot for line in _wrapped(f"not expressed: {text}")),
             ]
         )
         for name, found in launch.targets.items()
     )
+
+
+def _wrapped(text: str) -> list[str]:
+    """A remark below a command, within a reader's window."""
+    return wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
 
 
 def explain_hint(folder: str) -> str:

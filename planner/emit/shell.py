@@ -80,8 +80,8 @@ def filled(names: Iterable[str], file: str) -> list[str]:
 def option(name: str, value: str | None, variable: str) -> str:
     """``--name=value`` as one word of a shell, whatever the value begins with; None: of a variable.
 
-    >>> option("data", "it's $HOME", "DATA"), option("data", None, "DATA")
-    ("'--data=it'\\"'\\"'s $HOME'", '"--data=$DATA"')
+    >>> print(option("data", "it's $HOME", "DATA"), option("data", None, "DATA"))
+    '--data=it'"'"'s $HOME' "--data=$DATA"
     """
     return f'"--{name}=${variable}"' if value is None else shlex.quote(f"--{name}={value}")
 
