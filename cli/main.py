@@ -17,6 +17,7 @@ from .plan_options import Sectioned, plan_options
 COMMANDS = {
     "plan": "plan",
     "estimate": "estimate",
+    "emit": "emit",
     "check": "check",
     "explain": "explain",
     "why-not": "why_not",
@@ -36,6 +37,7 @@ COMMANDS = {
 SUMMARIES = {
     "plan": "Find the cheapest plan (the same as no command at all).",
     "estimate": "Judge one fixed configuration: memory, time, cost, does it fit.",
+    "emit": "Write what starts a plan: on a cluster, in a cloud, for another trainer.",
     "check": "Judge an existing ds_config.json: does it fit, what is wrong, what would be better.",
     "explain": "Show a plan's stack, and the arithmetic and source of any line.",
     "why-not": "Say which constraint rejects a choice, and the cheapest change.",

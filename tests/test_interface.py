@@ -83,10 +83,14 @@ PLAN = [
     "--kernels",
     "--compile",
     "--nvme-path",
+    "--for",
+    "--data",
+    "--weights",
     "--out",
     "--json",
 ]
-ASKED = [option for option in PLAN if option != "--out"]
+WRITTEN = ("--for", "--data", "--weights", "--out")
+ASKED = [option for option in PLAN if option not in WRITTEN]
 QUOTES = [
     "--spot-usd-per-gpu-hour",
     "--reserved-usd-per-gpu-hour",
@@ -101,6 +105,7 @@ LISTS = ("--prices", "--storage-gib", "--egress-gib")
 OPTIONS = {
     "trainplan": [*PLAN, "--version"],
     "trainplan plan": PLAN,
+    "trainplan emit": ["--for", "--data", "--model", "--out"],
     "trainplan estimate": [
         "--model",
         "--params",
