@@ -129,8 +129,8 @@ def check(
     >>> import trainplan
     >>> zero2 = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
     >>> found = trainplan.check(zero2, "llama-3-8b", gpus="8xa100-80", checkpointing="full")
-    >>> found.verdict, found.findings[0].path
-    ('fits', 'zero_optimization.reduce_bucket_size')
+    >>> found.verdict, found.exit_code, sorted(found.better.changes)[:2]
+    ('fits', 0, ['zero_optimization.overlap_comm', 'zero_optimization.stage'])
     """
     loaded = as_model(model)
     text = from_mapping(config) if isinstance(config, Mapping) else read(str(Path(config)))
