@@ -1,6 +1,6 @@
 """Configurations that people write, not plans: what `check` says they hold is what real engines of two ranks hold.
 
-The sizes are DeepSpeed's own or odd ones, overlap_comm is on and off, tensors are larger than buckets: everything that a
+Sizes are DeepSpeed's own or odd ones, overlap_comm is on and off, tensors are larger than buckets: all that a
 plan would choose otherwise. Lines and moments are those of test_against_deepspeed_engine.
 """
 
