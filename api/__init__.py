@@ -10,20 +10,24 @@ from __future__ import annotations
 
 from ..planner.models import load_model
 from .asking import request
+from .calibrating import Calibrated, calibrate
 from .checking import Checked, check
 from .estimating import Estimate, estimate
 from .planning import no_plan, plan
 from .refusing import Refused, why_not
 from .tracing import trace
 from .validating import validate
+from .verifying import verify
 from .what_if import afford, breakeven, sensitivity
 
 __all__ = [
+    "Calibrated",
     "Checked",
     "Estimate",
     "Refused",
     "afford",
     "breakeven",
+    "calibrate",
     "check",
     "estimate",
     "load_model",
@@ -33,5 +37,6 @@ __all__ = [
     "sensitivity",
     "trace",
     "validate",
+    "verify",
     "why_not",
 ]

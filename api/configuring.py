@@ -128,6 +128,7 @@ def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, spli
         ranks_per_node=offer.node.gpus,
         micro_batch=micro_batch,
         nvme_path=wanted.nvme_path,
+        live=offer.node.gpu.calibration.live,
         split=WHOLE if split == WHOLE else split,  # the search asks "is WHOLE", a thousand times a second
     )
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from . import catalog
 from .efficiency import value
 from .errors import InputError
-from .hardware import Gpu, Node, Offer, Tier
+from .hardware import Gpu, Node, Offer, Tier, calibrated
 from .prices import read_prices
 from .request import Request
 from .units import GBIT_BYTES, GIB
@@ -118,7 +118,17 @@ def _completed(node: Node, request: Request) -> Node:
         node = replace(node, internode_bytes_per_s=net * GBIT_BYTES)
     if request.fabric is not None and node.fabric is None:
         node = replace(node, fabric=request.fabric)
-    return node
+    return node if request.profile is None else _as_measured(node, request.profile)
+
+
+def _as_measured(node: Node, path: str) -> Node:
+    """The node with the figures of a profile, where it is of this GPU; of another nothing is known."""
+    from .calibrate.profile import read_profile  # here: few requests have one
+
+    profile = read_profile(path)
+    if profile.gpu != node.gpu.name:
+        return node
+    return replace(node, gpu=calibrated(node.gpu, profile.calibration))
 
 
 def makes_up(node: Node, gpus: int) -> bool:

@@ -21,12 +21,14 @@ EXPORTS = [
     "afford",
     "breakeven",
     "check",
+    "calibrate",
     "estimate",
     "load_model",
     "plan",
     "sensitivity",
     "trace",
     "validate",
+    "verify",
 ]
 PRICES = [
     "--prices",
@@ -60,6 +62,7 @@ PLAN = [
     "--host-memory-gib",
     "--internode-gbps",
     "--fabric",
+    "--profile",
     "--max-gpus",
     "--nodes",
     *PRICES,
@@ -80,10 +83,14 @@ PLAN = [
     "--kernels",
     "--compile",
     "--nvme-path",
+    "--for",
+    "--data",
+    "--weights",
     "--out",
     "--json",
 ]
-ASKED = [option for option in PLAN if option != "--out"]
+WRITTEN = ("--for", "--data", "--weights", "--out")
+ASKED = [option for option in PLAN if option not in WRITTEN]
 QUOTES = [
     "--spot-usd-per-gpu-hour",
     "--reserved-usd-per-gpu-hour",
@@ -98,6 +105,7 @@ LISTS = ("--prices", "--storage-gib", "--egress-gib")
 OPTIONS = {
     "trainplan": [*PLAN, "--version"],
     "trainplan plan": PLAN,
+    "trainplan emit": ["--for", "--data", "--model", "--out"],
     "trainplan estimate": [
         "--model",
         "--params",
@@ -118,6 +126,7 @@ OPTIONS = {
         "--host-memory-gib",
         "--internode-gbps",
         "--fabric",
+        "--profile",
         *PRICES,
         "--method",
         "--zero",
@@ -200,6 +209,7 @@ OPTIONS = {
         "--offload-parameters",
         "--checkpointing",
         "--prices",
+        "--profile",
         "--json",
     ],
     "trainplan sensitivity": ASKED,
@@ -230,7 +240,10 @@ OPTIONS = {
         "--lora-targets",
         "--json",
     ],
+    "trainplan verify": ["--steps", "--processes", "--layers", "--device", "--model", "--all", "--json"],
     "trainplan validate": ["--grades", "--good-rows", "--json"],
+    "trainplan support": ["--with", "--installed", "--json"],
+    "trainplan calibrate": ["--snapshot", "--nvidia-smi", "--gpu", "--good-rows", "--out", "--force", "--json"],
     "trainplan models": [],
     "trainplan models list": ["--json"],
     "trainplan models search": ["--json"],
