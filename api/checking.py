@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..planner.calibrate.used import profile_warnings
 from ..planner.candidate import Candidate
 from ..planner.documents import cost_document, decision, memory_document, time_document
 from ..planner.dsconfig.facts import Facts, facts
@@ -89,7 +90,7 @@ class Checked:
             "memory": memory_document(c),
             "time": time_document(c),
             "cost": cost_document(c),
-            "warnings": list(warnings_for(c)),
+            "warnings": [*warnings_for(c), *profile_warnings(self.request, c.offer.node.gpu)],
             "resolved": [{"key": path, "value": value, "as": how} for path, value, how in told.resolved.autos],
             "precision": told.meaning.precision.value,
             "findings": [finding.to_dict() for finding in self.findings],
