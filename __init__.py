@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import afford, breakeven, calibrate, estimate, load_model, plan, sensitivity, trace, validate
+    from .api import afford, breakeven, calibrate, check, estimate, load_model, plan, sensitivity, trace, validate
 
 __all__ = [
     "__version__",
     "afford",
     "breakeven",
     "calibrate",
+    "check",
     "estimate",
     "load_model",
     "plan",

@@ -17,6 +17,7 @@ from .plan_options import Sectioned, plan_options
 COMMANDS = {
     "plan": "plan",
     "estimate": "estimate",
+    "check": "check",
     "explain": "explain",
     "why-not": "why_not",
     "sensitivity": "sensitivity",
@@ -24,6 +25,7 @@ COMMANDS = {
     "afford": "afford",
     "trace": "trace",
     "validate": "validate",
+    "support": "support",
     "calibrate": "calibrate",
     "models": "models",
     "gpus": "gpus",
@@ -33,6 +35,7 @@ COMMANDS = {
 SUMMARIES = {
     "plan": "Find the cheapest plan (the same as no command at all).",
     "estimate": "Judge one fixed configuration: memory, time, cost, does it fit.",
+    "check": "Judge an existing ds_config.json: does it fit, what is wrong, what would be better.",
     "explain": "Show a plan's stack, and the arithmetic and source of any line.",
     "why-not": "Say which constraint rejects a choice, and the cheapest change.",
     "sensitivity": "Plan again with other rates, prices, tokens and failures: does the decision hold?",
@@ -40,6 +43,7 @@ SUMMARIES = {
     "afford": "Say what a budget buys: the largest model, the most tokens, the longest context.",
     "trace": "Run the model's own code without a GPU, and show what fills the memory.",
     "validate": "Judge predictions against a table of measured runs.",
+    "support": "Say what can be combined, in which versions: ZeRO, offload, methods, optimizers, and known bugs.",
     "calibrate": "Fit rates and overheads to runs on your GPUs, for plan --profile.",
     "models": "List, search and show models.",
     "gpus": "List, search and show accelerators.",

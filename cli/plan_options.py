@@ -202,8 +202,15 @@ CHOICE = (
         help="Allowed methods; repeatable.  [default: full; any with --budget]",
     ),
 )
+METHOD = _fixed("--method", type=click.Choice(METHODS), default="full", show_default=True, help="What is trained.")
+CHECKPOINTING = _fixed(
+    "--checkpointing",
+    default="none",
+    show_default=True,
+    help="none, full, or how many layers; -offload appended keeps checkpoints on the host.",
+)
 CONFIGURATION = (
-    _fixed("--method", type=click.Choice(METHODS), default="full", show_default=True, help="What is trained."),
+    METHOD,
     _fixed("--zero", type=click.IntRange(0, 3), metavar="STAGE", default=3, show_default=True, help="ZeRO stage."),
     _fixed(
         "--micro-batch",
@@ -213,12 +220,7 @@ CONFIGURATION = (
         show_default=True,
         help="Sequences per GPU and micro-step.",
     ),
-    _fixed(
-        "--checkpointing",
-        default="none",
-        show_default=True,
-        help="none, full, or how many layers; -offload appended keeps checkpoints on the host.",
-    ),
+    CHECKPOINTING,
     _fixed("--offload-optimizer", type=click.Choice(("cpu", "nvme")), help="Optimizer states on the host or on NVMe."),
     _fixed(
         "--offload-ratio",
@@ -236,6 +238,17 @@ CONFIGURATION = (
     _cut("--expert-parallel", help="Ranks over which experts are spread."),
     _fixed("--sequence-parallel", is_flag=True, help="Norms and residuals are cut over the tensor-parallel ranks too."),
 )
+SCRIPT = (  # what the training script does, where a ds_config.json says the rest
+    METHOD,
+    CHECKPOINTING,
+    _fixed(
+        "--micro-batch",
+        type=click.IntRange(1, 65536),
+        metavar="N",
+        help='Sequences per GPU and micro-step, where the file says "auto" or nothing.  [default: 1]',
+    ),
+)
+WRITE = (_output("--write", metavar="FILE", help="Write the better configuration; never over a file that is there."),)
 OUT = (
     _output(
         "--out", metavar="FOLDER", help="For ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"

@@ -136,10 +136,11 @@ def makes_up(node: Node, gpus: int) -> bool:
     return gpus == node.gpus or (gpus % node.gpus == 0 and node.internode_bytes_per_s is not None)
 
 
-def machines_for(request: Request, gpus: int, preferred: str = "") -> tuple[Offer, ...]:
+def machines_for(request: Request, gpus: int, preferred: str = "", *, known_host: bool = False) -> tuple[Offer, ...]:
     """Offers whose nodes make up exactly so many GPUs and one of which is the cheapest: the preferred one alone.
 
-    Of those billed pro rata only that with the lowest rate can be; of the others the bill must tell.
+    Of those billed pro rata only that with the lowest rate can be; of the others the bill must tell. ``known_host``
+    leaves out nodes whose RAM is unknown, where others are there: on them nobody can say whether an offload fits.
 
     Raises:
         InputError: no offer does; several nodes need a network that somebody knows.
@@ -152,6 +153,8 @@ def machines_for(request: Request, gpus: int, preferred: str = "") -> tuple[Offe
             f"--gpus {gpus}x{request.gpus[0]}: no offer makes up that count, its nodes have {sizes} GPUs, and several "
             f"nodes need a known network; state your own machines with --price, --gpus-per-node and --internode-gbps"
         )
+    if known_host:
+        fitting = [offer for offer in fitting if offer.node.host_memory_bytes is not None] or fitting
     if kept := next((offer for offer in fitting if offer.name == preferred), None):
         return (kept,)
     by_rate = sorted(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))

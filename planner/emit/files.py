@@ -101,8 +101,14 @@ def _write_beside(path: Path, text: str, beside: dict[str, Path]) -> None:
     os.chmod(name, 0o644)
 
 
-def write_new(path: Path, text: str, *, force: bool = False) -> None:
+def write_new(path: Path, text: str, *, force: bool = False, option: str = "--out") -> None:
     """Write one file whole or not at all; never over another, but where that is asked for.
+
+    Args:
+        path: the file.
+        text: what it will hold.
+        force: over another.
+        option: that named it, for messages.
 
     Raises:
         InputError: it is there already, or cannot be written.
@@ -110,7 +116,7 @@ def write_new(path: Path, text: str, *, force: bool = False) -> None:
     beside: dict[str, Path] = {}
     try:
         if path.is_dir():
-            raise InputError(f"--out {str(path)[:200]}: a folder; a file's name is needed; choose another --out")
+            raise InputError(f"{option} {str(path)[:200]}: a folder; a file's name is needed; choose another {option}")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_beside(path, text, beside)
         (temporary,) = beside
@@ -119,10 +125,11 @@ def write_new(path: Path, text: str, *, force: bool = False) -> None:
         else:
             os.link(temporary, path)  # fails where something is there, and leaves it alone
     except FileExistsError:
-        raise InputError(f"--out {str(path)[:200]}: is there already; choose another --out, or add --force") from None
+        other = ", or add --force" if option == "--out" else ""
+        raise InputError(f"{option} {str(path)[:200]}: is there already; choose another {option}{other}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--out {str(path)[:200]}: cannot write, {reason}; choose another --out") from None
+        raise InputError(f"{option} {str(path)[:200]}: cannot write, {reason}; choose another {option}") from None
     finally:
         for name in beside:
             with contextlib.suppress(OSError):
