@@ -17,6 +17,7 @@ from .plan_options import Sectioned, plan_options
 COMMANDS = {
     "plan": "plan",
     "estimate": "estimate",
+    "emit": "emit",
     "check": "check",
     "explain": "explain",
     "why-not": "why_not",
@@ -24,6 +25,7 @@ COMMANDS = {
     "breakeven": "breakeven",
     "afford": "afford",
     "trace": "trace",
+    "verify": "verify",
     "validate": "validate",
     "support": "support",
     "calibrate": "calibrate",
@@ -35,6 +37,7 @@ COMMANDS = {
 SUMMARIES = {
     "plan": "Find the cheapest plan (the same as no command at all).",
     "estimate": "Judge one fixed configuration: memory, time, cost, does it fit.",
+    "emit": "Write what starts a plan: on a cluster, in a cloud, for another trainer.",
     "check": "Judge an existing ds_config.json: does it fit, what is wrong, what would be better.",
     "explain": "Show a plan's stack, and the arithmetic and source of any line.",
     "why-not": "Say which constraint rejects a choice, and the cheapest change.",
@@ -42,6 +45,7 @@ SUMMARIES = {
     "breakeven": "Say when spot, a commitment or buying costs less than the plan's machines.",
     "afford": "Say what a budget buys: the largest model, the most tokens, the longest context.",
     "trace": "Run the model's own code without a GPU, and show what fills the memory.",
+    "verify": "Run a few real steps of a plan here, and compare memory line by line.",
     "validate": "Judge predictions against a table of measured runs.",
     "support": "Say what can be combined, in which versions: ZeRO, offload, methods, optimizers, and known bugs.",
     "calibrate": "Fit rates and overheads to runs on your GPUs, for plan --profile.",

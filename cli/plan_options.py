@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
-from .complete import clouds, gpu_names, model_names, strategy_names
+from .complete import clouds, gpu_names, model_names, strategy_names, target_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 CHEAPEST = "cheapest"
 METHODS = ("full", "lora", "qlora")
 TIERS = ("on-demand", "spot", "reserved", "capacity-block", "owned")
 SCALES = {"k": 1e3, "m": 1e6, "b": 1e9}
+FOR = "deepspeed, torchrun, slurm, skypilot, kubernetes, accelerate, transformers, axolotl, llamafactory"
 BY_HAND = ("params", "layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
 
 
@@ -251,8 +252,21 @@ SCRIPT = (  # what the training script does, where a ds_config.json says the res
 WRITE = (_output("--write", metavar="FILE", help="Write the better configuration; never over a file that is there."),)
 OUT = (
     _output(
-        "--out", metavar="FOLDER", help="For ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"
+        "--out", metavar="FOLDER", help="For the plan and what starts it.  [default: plans/MODEL; none with --json]"
     ),
+)
+LAUNCH = (
+    _output(
+        "--for",
+        "targets",
+        multiple=True,
+        default=("deepspeed",),
+        metavar="TARGET",
+        shell_complete=target_names,
+        help=f"What starts it: {FOR}; repeatable.  [default: deepspeed]",
+    ),
+    _output("--data", metavar="DATA", help="What it trains on: a text file, a datasets path.  [default: $DATA]"),
+    _output("--weights", metavar="PATH", help="Weights and tokenizer: a folder or hub id.  [default: the model's]"),
 )
 JSON = (_output("--json", "as_json", is_flag=True, help="Print the JSON document alone."),)
 
@@ -268,7 +282,7 @@ def applied(*groups: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
     return decorate
 
 
-plan_options = applied(WHAT, JOB, MACHINES, FLEET, PRICES, CHOICE, RUN, STRATEGIES, OUT, JSON)
+plan_options = applied(WHAT, JOB, MACHINES, FLEET, PRICES, CHOICE, RUN, STRATEGIES, LAUNCH, OUT, JSON)
 
 
 def model_from(options: dict[str, Any]) -> Any:

@@ -28,6 +28,7 @@ EXPORTS = [
     "sensitivity",
     "trace",
     "validate",
+    "verify",
 ]
 PRICES = [
     "--prices",
@@ -82,10 +83,14 @@ PLAN = [
     "--kernels",
     "--compile",
     "--nvme-path",
+    "--for",
+    "--data",
+    "--weights",
     "--out",
     "--json",
 ]
-ASKED = [option for option in PLAN if option != "--out"]
+WRITTEN = ("--for", "--data", "--weights", "--out")
+ASKED = [option for option in PLAN if option not in WRITTEN]
 QUOTES = [
     "--spot-usd-per-gpu-hour",
     "--reserved-usd-per-gpu-hour",
@@ -100,6 +105,7 @@ LISTS = ("--prices", "--storage-gib", "--egress-gib")
 OPTIONS = {
     "trainplan": [*PLAN, "--version"],
     "trainplan plan": PLAN,
+    "trainplan emit": ["--for", "--data", "--model", "--out"],
     "trainplan estimate": [
         "--model",
         "--params",
@@ -234,6 +240,7 @@ OPTIONS = {
         "--lora-targets",
         "--json",
     ],
+    "trainplan verify": ["--steps", "--processes", "--layers", "--device", "--model", "--all", "--json"],
     "trainplan validate": ["--grades", "--good-rows", "--json"],
     "trainplan support": ["--with", "--installed", "--json"],
     "trainplan calibrate": ["--snapshot", "--nvidia-smi", "--gpu", "--good-rows", "--out", "--force", "--json"],

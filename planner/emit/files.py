@@ -43,6 +43,19 @@ def write_files(folder: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
     return tuple(folder / name for name in files)
 
 
+def changed(path: Path) -> bool:
+    """Whether a file that trainplan wrote is no longer what it wrote; one of which nothing is known is not.
+
+    >>> changed(Path("no such folder/plan.json"))
+    False
+    """
+    known = _digests(path.parent).get(path.name, ())
+    try:
+        return bool(known) and hashlib.sha256(path.read_bytes()).hexdigest() not in known
+    except OSError:
+        return False
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
