@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import afford, breakeven, calibrate, check, estimate, load_model, plan, sensitivity, trace, validate
+    from .api import (
+        afford,
+        breakeven,
+        calibrate,
+        check,
+        estimate,
+        load_model,
+        plan,
+        sensitivity,
+        trace,
+        validate,
+        verify,
+    )
 
 __all__ = [
     "__version__",
@@ -19,6 +31,7 @@ __all__ = [
     "sensitivity",
     "trace",
     "validate",
+    "verify",
 ]
 
 

@@ -17,6 +17,7 @@ from .planning import no_plan, plan
 from .refusing import Refused, why_not
 from .tracing import trace
 from .validating import validate
+from .verifying import verify
 from .what_if import afford, breakeven, sensitivity
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "sensitivity",
     "trace",
     "validate",
+    "verify",
     "why_not",
 ]

@@ -3,7 +3,9 @@
     TrainplanError                exit 1
     ├─ InputError                 exit 2   the user's file or flag: all problems of a file at once
     ├─ NoPlan                     exit 3   nothing fits: the closest candidate and the binding constraint
-    └─ SolverError                exit 4   PuLP or HiGHS failed or timed out
+    ├─ SolverError                exit 4   PuLP or HiGHS failed or timed out
+    ├─ TooSmall                   exit 3   this machine cannot hold what is to be run
+    └─ EngineFailed               exit 1   a process that runs a plan failed or did not end
 
 Law of messages: where: what is wrong, what was given; what is allowed; what to do. One line.
 """
@@ -36,6 +38,16 @@ class SolverError(TrainplanError):
     """The solver failed or ran out of time."""
 
     exit_code = 4
+
+
+class TooSmall(TrainplanError):
+    """The machine at hand cannot hold what is to be run, however small it is made."""
+
+    exit_code = 3
+
+
+class EngineFailed(TrainplanError):
+    """A process that runs a plan failed, or did not end."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -28,6 +28,7 @@ EXPORTS = [
     "sensitivity",
     "trace",
     "validate",
+    "verify",
 ]
 PRICES = [
     "--prices",
@@ -239,6 +240,7 @@ OPTIONS = {
         "--lora-targets",
         "--json",
     ],
+    "trainplan verify": ["--steps", "--processes", "--layers", "--device", "--model", "--all", "--json"],
     "trainplan validate": ["--grades", "--good-rows", "--json"],
     "trainplan support": ["--with", "--installed", "--json"],
     "trainplan calibrate": ["--snapshot", "--nvidia-smi", "--gpu", "--good-rows", "--out", "--force", "--json"],

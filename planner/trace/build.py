@@ -66,6 +66,12 @@ def built(model: Model, computation: Computation) -> Any:
 
 def configuration(model: Model) -> Any:
     """transformers' configuration from the keys of config.json; of a multimodal one its text part's."""
+    family, keys = known_keys(model)
+    return CONFIG_MAPPING[family].from_dict(keys | {"use_cache": False})
+
+
+def known_keys(model: Model) -> tuple[str, dict[str, object]]:
+    """The family of transformers' configuration, and the keys that its class knows of its own."""
     keys = model.config
     family = model.family
     inner = keys.get("text_config")
@@ -75,7 +81,7 @@ def configuration(model: Model) -> Any:
     kind = CONFIG_MAPPING[family]
     known = {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
     allowed = (known | OLDER_KEYS | set(kind.attribute_map)) - {"use_cache"}
-    return kind.from_dict({key: value for key, value in keys.items() if key in allowed} | {"use_cache": False})
+    return family, {key: value for key, value in keys.items() if key in allowed}
 
 
 def _implementation(model: Model, computation: Computation) -> str:

@@ -12,11 +12,8 @@ import importlib
 import json
 import os
 import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from transformers.integrations import HfDeepSpeedConfig
 import deepspeed  # isort: skip -- after transformers, whose integrations look for it
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
+from trainplan.planner.verify.meter import Meter, nvidia_smi, out_of_memory
 
 # Absolute: the launcher starts this file as a script, with the checkout's root on the path.
 from tests.integration.engine_run import adapt, checkpoint_first  # isort: skip
@@ -38,86 +36,9 @@ IGNORED = -100  # the label that torch's cross-entropy leaves out
 LORA_ALPHA_PER_RANK = 2  # no effect on memory
 LEARNING_RATE = 1e-5  # of optimizers that the script passes itself; no effect on memory
 LARGEST_MESSAGE = 400  # characters of an error that are kept
-MIB = 2**20  # nvidia-smi's unit
 VERSIONS = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Spec = Mapping[str, Any]
-
-
-@dataclass(slots=True, kw_only=True)
-class Meter:
-    """The most that was allocated, reserved and used on the device in each phase; nothing without a GPU."""
-
-    gpu: bool
-    phase: str = ""
-    phases: dict[str, dict[str, int]] = field(default_factory=dict)
-    moments: dict[str, int | None] = field(default_factory=dict)
-
-    def enter(self, phase: str) -> None:
-        """End the phase before, and begin one."""
-        self.close()
-        self.phase = phase
-        if self.gpu:
-            torch.cuda.reset_peak_memory_stats()
-
-    def close(self) -> None:
-        """End the phase."""
-        if not self.phase:
-            return
-        seen = self.phases.setdefault(self.phase, {})
-        for kind, size in self._peaks().items():
-            seen[kind] = max(seen.get(kind, 0), size)
-
-    def _peaks(self) -> dict[str, int]:
-        if not self.gpu:
-            return {}
-        return {
-            "allocated": torch.cuda.max_memory_allocated(),
-            "reserved": torch.cuda.max_memory_reserved(),
-            "device": device_used_bytes(),
-        }
-
-    def moment(self, name: str) -> None:
-        """Note what the device and this process use beyond what the allocator reserved."""
-        if self.gpu:
-            self.moments[f"{name}_beside_reserved_bytes"] = device_used_bytes() - torch.cuda.memory_reserved()
-            self.moments[f"{name}_process_bytes"] = process_bytes()
-
-
-def device_used_bytes() -> int:
-    """Used on the device by all processes: torch.cuda.mem_get_info."""
-    free, total = torch.cuda.mem_get_info()
-    return int(total - free)
-
-
-def nvidia_smi(query: str) -> list[list[str]]:
-    """Rows of `nvidia-smi --query-...=... --format=csv,noheader,nounits`; none where it is not installed or fails."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    done = subprocess.run(
-        [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=False
-    )
-    return parse_nvidia_smi(done.stdout) if done.returncode == 0 else []
-
-
-def parse_nvidia_smi(text: str) -> list[list[str]]:
-    """Cells of nvidia-smi's CSV."""
-    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
-
-
-def used_by_card() -> dict[str, int]:
-    """Bytes in use on each card, by its uuid, as the driver says without a context of ours."""
-    rows = nvidia_smi("--query-gpu=uuid,memory.used")
-    return {cells[0]: int(cells[1]) * MIB for cells in rows if len(cells) == 2 and cells[1].isdigit()}
-
-
-def process_bytes() -> int | None:
-    """What the driver says this process uses; None where it does not list it (containers hide process numbers)."""
-    for cells in nvidia_smi("--query-compute-apps=pid,used_memory"):
-        if len(cells) == 2 and cells[0] == str(os.getpid()) and cells[1].isdigit():
-            return int(cells[1]) * MIB
-    return None
 
 
 def main() -> None:
@@ -141,12 +62,6 @@ def main() -> None:
         comm.destroy_process_group()
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether it is torch's, the driver's or a library's way to say that GPU memory ran out."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "alloc_failed" in text
-
-
 def environment(gpu: bool) -> dict[str, str]:
     """Versions and hardware that a measurement holds for."""
     found = {name: metadata.version(name) for name in VERSIONS} | {"python": platform.python_version()}
@@ -161,11 +76,7 @@ def environment(gpu: bool) -> dict[str, str]:
 
 def train(spec: Spec, ds_config: dict[str, Any], meter: Meter) -> dict[str, Any]:
     """Build, initialize, step; what the run was, and its step times."""
-    if meter.gpu:
-        used = used_by_card()  # before the next line makes a context
-        torch.empty(1, device="cuda")
-        meter.moments["before_bytes"] = used.get(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-        meter.moment("context")
+    meter.begin()
     meter.enter("start")
     if not meter.gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo alone: no compiling

@@ -19,8 +19,8 @@ STATE_SECTIONS = "WOG"
 def compared() -> tuple[tuple[engines.Case, Ledger], ...]:
     """Every configuration that the engine test starts, with its ledger."""
     cases = (*engines.main_cases(), *engines.other_cases())
-    found = ((case, engines.ledger_and_config(case)) for case in cases)
-    return tuple((case, pair[0]) for case, pair in found if pair is not None)
+    found = ((case, engines.planned(case)) for case in cases)
+    return tuple((case, candidate.ledger) for case, candidate in found if candidate is not None)
 
 
 def engine_table() -> Rows:

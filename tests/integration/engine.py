@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from trainplan.planner.errors import EngineFailed
+from trainplan.planner.verify import launch as verify
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "integration.engine_run"  # a module of the tests folder
@@ -129,41 +130,16 @@ def run_engine(
 
 
 def launch(folder: Path, processes: int, *, worker: str = WORKER) -> None:
-    """Run a worker under torchrun, in a session of its own so that nothing outlives a timeout."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
-        *("-m", worker, str(folder)),
-    ]
-    log = folder / "output.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=_environment(), cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
-            code = None
-    # gloo aborts now and then while processes end (1 of about 90 runs here); a report is a rank's last act before that
-    if code is None or (code != 0 and not _all_reported(folder, processes)):
-        raise AssertionError(_failure(code, log.read_text(errors="replace")))
+    """Run one of the tests' workers.
 
-
-def _all_reported(folder: Path, processes: int) -> bool:
-    """Whether every rank had finished its work and written it down whole."""
+    Raises:
+        AssertionError: a process failed or hung; carries the end of its output.
+    """
     try:
-        return all(json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes))
-    except (OSError, ValueError):
-        return False
-
-
-def _failure(code: int | None, output: str) -> str:
-    """Why a run failed, with the end of what it printed."""
-    hint = (
-        f"no end after {TIMEOUT_S:.0f} s; a killed compiler leaves a lock: remove {extensions_folder()} and try again"
-    )
-    return f"the engine failed: {hint if code is None else f'exit status {code}'}\n{output[-6000:]}"
+        verify.launch(folder, processes, environment=environment(processes), worker=worker, timeout_s=TIMEOUT_S)
+    except EngineFailed as error:
+        output = (folder / "output.txt").read_text(errors="replace")
+        raise AssertionError(f"{error}\n{output[-6000:]}") from error
 
 
 def extensions_folder() -> Path:
@@ -171,21 +147,13 @@ def extensions_folder() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR", ROOT / "build" / "torch_extensions"))
 
 
-def _environment() -> dict[str, str]:
-    """The caller's environment, less its rendezvous, plus what CPU engines need."""
-    rendezvous = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    kept = {key: value for key, value in os.environ.items() if key not in rendezvous}
-    scripts = str(Path(sys.executable).parent)  # ninja is installed there
-    kept["PATH"] = os.pathsep.join([scripts, kept.get("PATH", os.defpath)])
-    if sys.platform == "linux":
-        kept["GLOO_SOCKET_IFNAME"] = "lo"  # otherwise gloo resolves the host's name, which a container may not know
-    return kept | {
-        "DS_ACCELERATOR": "cpu",
+def environment(processes: int = 2) -> dict[str, str]:
+    """That of a plan's engines on a CPU, with this checkout's operators and the tests' modules."""
+    found = verify.environment("cpu", processes)
+    return found | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "tests"), found.get("PYTHONPATH")])),
         "TORCH_EXTENSIONS_DIR": str(extensions_folder()),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
 
 
