@@ -135,13 +135,8 @@ def test_a_profile_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def estimate(**options: Any) -> Estimate:
     """A configuration on 8 GPUs."""
-    asked: dict[str, Any] = {
-        "gpus": "8xa100-80",
-        "price_usd_per_gpu_hour": 1,
-        "host_memory_gib": 2000,
-        "checkpointing": "full",
-    }
-    return trainplan.estimate("llama-3-8b", **(asked | options))
+    asked: dict[str, Any] = {"gpus": "8xa100-80", "price_usd_per_gpu_hour": 1, "host_memory_gib": 2000}
+    return trainplan.estimate("llama-3-8b", **(asked | {"checkpointing": "full"} | options))
 
 
 def test_a_plan_uses_the_figures_of_its_gpu(tmp_path: Path) -> None:
