@@ -55,9 +55,16 @@ def estimated(name: str) -> Estimate:
     """A plan's decision for 8 GPUs, of which two processes take over the part of two."""
     model = build_model(LLAMA, name="tiny", source="tests")
     return trainplan.estimate(
-        model, gpus="8xa100-80", price=1.0, gpus_per_node=8, host_memory_gib=256, seq_len=2048, global_batch=64, micro_batch=2,
+        model,
+        gpus="8xa100-80",
+        price=1.0,
+        gpus_per_node=8,
+        host_memory_gib=256,
+        seq_len=2048,
+        global_batch=64,
+        micro_batch=2,
         **OPTIONS[name],
-    )  # fmt: skip
+    )
 
 
 def document_of(name: str) -> dict[str, Any]:
