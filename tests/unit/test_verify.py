@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from trainplan.planner.candidate import Candidate
 from trainplan.planner.documents import memory_document
 from trainplan.planner.errors import EngineFailed, InputError, TooSmall
 from trainplan.planner.ledger import Device, Phase
+from trainplan.planner.model import Model
 from trainplan.planner.models import catalog_model
 from trainplan.planner.planfile import model_of, read_plan
 from trainplan.planner.report.verification_text import verification_text
@@ -72,16 +75,21 @@ def test_a_smaller_vocabulary_and_width() -> None:
     assert narrower(model, 3) is None
 
 
+def no_larger(most: int, model: Model) -> bool:
+    """Whether a model has no more parameters."""
+    return model.parameter_count <= most
+
+
 def test_as_many_layers_as_fit_are_run() -> None:
     """Depth alone where it suffices; then the vocabulary; nothing where not even that fits."""
     model = catalog_model("Llama-3.1-8B")
     for limit in (2_000_000_000, 600_000_000):
-        found = fitted(model, lambda tried, most=limit: tried.parameter_count <= most)
+        found = fitted(model, partial(no_larger, limit))
         assert found is not None
         deeper = with_layers(found.model, found.layers[0] + 1)
         assert deeper is not None
         assert found.model.parameter_count <= limit < deeper.parameter_count
-    assert found.vocabulary[0] < found.vocabulary[1]
+        assert (found.vocabulary[0] < found.vocabulary[1]) == (limit < 1_500_000_000)
     assert fitted(model, lambda _: False) is None
 
 
@@ -258,10 +266,9 @@ def test_no_process_outlives_its_run(tmp_path: Path) -> None:
 
 def test_a_failed_run_is_one_line_and_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last exception that a rank printed, and its whole output kept; the working folder is gone."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     output = "[rank0]: Traceback\n[rank0]: ValueError: no such key\nmore\n"
-    monkeypatch.setattr(launch.sys, "executable", write_program(tmp_path / "python", output))
+    monkeypatch.setattr(sys, "executable", write_program(tmp_path / "python", output))
     with pytest.raises(EngineFailed, match="exit status 3: ValueError: no such key; its output is in") as failed:
         launch.run_jobs([{}], processes=1, environment=dict(os.environ))
     log = Path(str(failed.value).rpartition(" ")[2])
