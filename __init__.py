@@ -5,12 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import afford, breakeven, estimate, load_model, plan, sensitivity, trace, validate, verify
+    from .api import (
+        afford,
+        breakeven,
+        calibrate,
+        check,
+        estimate,
+        load_model,
+        plan,
+        sensitivity,
+        trace,
+        validate,
+        verify,
+    )
 
 __all__ = [
     "__version__",
     "afford",
     "breakeven",
+    "calibrate",
+    "check",
     "estimate",
     "load_model",
     "plan",

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from ..planner.models import load_model
 from .asking import request
+from .calibrating import Calibrated, calibrate
+from .checking import Checked, check
 from .estimating import Estimate, estimate
 from .planning import no_plan, plan
 from .refusing import Refused, why_not
@@ -19,10 +21,14 @@ from .verifying import verify
 from .what_if import afford, breakeven, sensitivity
 
 __all__ = [
+    "Calibrated",
+    "Checked",
     "Estimate",
     "Refused",
     "afford",
     "breakeven",
+    "calibrate",
+    "check",
     "estimate",
     "load_model",
     "no_plan",

@@ -62,8 +62,8 @@ def _option(key: str, value: Any) -> dict[str, Any]:
         return {"budget": _budget(value)}
     if key in AMOUNTS:
         return {AMOUNTS[key]: float(value)}
-    if key == "prices":
-        return {"prices": str(value)}
+    if key in ("prices", "profile"):
+        return {key: str(value)}
     if key == "tier":
         return {"tier": Tier(value)}
     if key == "method":

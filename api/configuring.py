@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..planner.model import Model
 from ..planner.parallel import WHOLE, Split
 from ..planner.request import Request
 from ..planner.run import LEAST_PROGRESS
-from ..planner.transform import Setting
+from ..planner.transform import Setting, Stack
 from ..planner.units import HOUR_S, duration
 from ..planner.workload import Method
 from ..strategies.model_parallel import check_split, cut
@@ -73,22 +74,42 @@ def assessed(
     wanted.check(model, replica_gpus=split.ranks)
     method = wanted.methods[0] if wanted.methods else Method.FULL
     family = one_family(facts, replace(choices_of(wanted, model), methods=(method,)), model)
+    machines = machines_for(wanted, wanted.gpu_count, preferred=offer)
+    stack = family.at(layers, groups)
+    return best_of(machines, stack, model, wanted, method, family.zero_stage, micro_batch=micro_batch, split=split)
+
+
+def best_of(
+    machines: Sequence[Offer],
+    stack: Stack,
+    model: Model,
+    wanted: Request,
+    method: Method,
+    zero_stage: int,
+    *,
+    micro_batch: int,
+    split: Split = WHOLE,
+) -> Candidate:
+    """One stack on each machine; of those that are let for so long, or else of all, the cheapest.
+
+    Raises:
+        InputError: a batch that does not divide, a stack that the setting refuses, or a run that never ends.
+    """
 
     def on(machine: Offer) -> Candidate:
         setting = _setting(model, wanted, machine, micro_batch, split)
-        stack = cut(family.at(layers, groups), setting, machine.node)
-        refusals = [r for s in stack.strategies if (r := s.accepts(setting))]
+        whole = cut(stack, setting, machine.node)
+        refusals = [r for s in whole.strategies if (r := s.accepts(setting))]
         if refusals:
             raise InputError(f"strategies: {refusals[0]}; choose another")
-        candidate = assess(machine, stack, setting, method=method, zero_stage=family.zero_stage)
+        candidate = assess(machine, whole, setting, method=method, zero_stage=zero_stage)
         _check_end(candidate)
         return candidate
 
     def broken_then_dollars(c: Candidate) -> tuple[int, float]:
         return sum(1 for limit in let(c) if not limit.holds), c.cost.usd
 
-    candidates = [on(machine) for machine in machines_for(wanted, wanted.gpu_count, preferred=offer)]
-    return min(candidates, key=broken_then_dollars)
+    return min((on(machine) for machine in machines), key=broken_then_dollars)
 
 
 def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, split: Split) -> Setting:
@@ -107,6 +128,7 @@ def _setting(model: Model, wanted: Request, offer: Offer, micro_batch: int, spli
         ranks_per_node=offer.node.gpus,
         micro_batch=micro_batch,
         nvme_path=wanted.nvme_path,
+        live=offer.node.gpu.calibration.live,
         split=WHOLE if split == WHOLE else split,  # the search asks "is WHOLE", a thousand times a second
     )
 

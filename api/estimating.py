@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ..planner.calibrate.used import profile_warnings
 from ..planner.candidate import Candidate, Constraint, constraints
 from ..planner.documents import cost_document, decision, memory_document, time_document
 from ..planner.emit.deepspeed import ds_config
@@ -61,7 +62,7 @@ class Estimate:
             "time": time_document(c),
             "cost": cost_document(c),
             "constraints": [x.text() for x in self.constraints],
-            "warnings": list(warnings_for(c)),
+            "warnings": [*warnings_for(c), *profile_warnings(self.request, c.offer.node.gpu)],
             "ds_config": self.ds_config if c.setting.split is WHOLE else None,
         }
 

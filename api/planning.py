@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..planner.calibrate.used import profile_warnings
 from ..planner.day_sooner import day_sooner
 from ..planner.decide import alternatives, decide, frontier
 from ..planner.errors import NoPlan
@@ -47,7 +48,7 @@ def plan(model: str | Model, *, progress: Progress = silent, wanted: Request | N
         frontier=frontier(searched, candidate),
         rows=stack_rows(candidate),
         dropped=dict(searched.space.dropped),
-        warnings=warnings_for(candidate),
+        warnings=(*warnings_for(candidate), *profile_warnings(wanted, candidate.offer.node.gpu)),
         day_sooner=day_sooner(searched, candidate),
     )
 

@@ -37,6 +37,20 @@ def strategy_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return _matching(NAMES, incomplete)
 
 
+def target_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What --for may name."""
+    from ..planner.emit.targets import TARGETS
+
+    return _matching(TARGETS, incomplete)
+
+
+def support_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a combination may name."""
+    from ..api.supporting import support_names as names
+
+    return _matching(names(), incomplete)
+
+
 def clouds(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Clouds of the price catalog."""
     from ..planner.catalog import offers

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-import shlex
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .emit import as_seen, explain_hint, files_text, start_text, written_to
 from .plan_options import Sectioned, model_from, plan_options, request_from
+
+if TYPE_CHECKING:
+    from ..api.emitting import Launch
 
 
 @click.command(name="plan", cls=Sectioned)
@@ -22,15 +24,25 @@ def command(**options: Any) -> None:
     run(**options)
 
 
-def run(*, out: str | None, as_json: bool, **options: Any) -> None:
+def run(
+    *,
+    out: str | None,
+    as_json: bool,
+    targets: tuple[str, ...],
+    data: str | None,
+    weights: str | None,
+    **options: Any,
+) -> None:
     """Plan, write, print."""
     import json
 
     from ..api import no_plan, plan
+    from ..planner.emit.targets import known_target
     from ..planner.errors import NoPlan
     from ..planner.report.text import plan_text
     from .progress import progress
 
+    names = tuple(map(known_target, targets))
     found = model_from(options)
     wanted = request_from(options)
     try:
@@ -42,40 +54,29 @@ def run(*, out: str | None, as_json: bool, **options: Any) -> None:
         raise
     document["model"]["note"] = found.note
     folder = out if out is not None or as_json else f"plans/{_slug(found.model.name)}"
-    written = _write(document, folder) if folder is not None else ()
-    click.echo(json.dumps(document, indent=2) if as_json else f"{plan_text(document)}\n\n{_start(document, written)}")
+    if folder is None:
+        click.echo(json.dumps(document, indent=2))
+        return
+    launch = _launch(document, folder, names, data, weights)
+    written = written_to(folder, launch.files)
+    document["launch"] = next(iter(launch.targets.values())).command
+    files = f"{files_text(written)}\n{explain_hint(folder)}"
+    report = f"{plan_text(document)}\n\n{files}\n\n{start_text(launch)}"
+    click.echo(json.dumps(document, indent=2) if as_json else report)
 
 
-def _start(document: dict[str, Any], written: tuple[Path, ...]) -> str:
-    """Files written, and the exact command."""
-    d = document["decision"]
-    hostfile = f"; hostfile lists {d['nodes']} nodes as NAME slots={d['gpus_per_node']}" if d["nodes"] > 1 else ""
-    files = "\n".join(f"  {path}" for path in written)
-    explain = f"  every line's arithmetic and source: trainplan explain {shlex.quote(str(written[0].parent))}"
-    start = f"Start it (train.py is your training script{hostfile})\n  {document['launch']}"
-    return f"Files written\n{files}\n{explain}\n\n{start}"
-
-
-def _write(document: dict[str, Any], folder: str) -> tuple[Path, ...]:
-    """ds_config.json and plan.json; the launch command names the former.
+def _launch(
+    document: dict[str, Any], folder: str, targets: tuple[str, ...], data: str | None, weights: str | None
+) -> Launch:
+    """The files of a plan and of what starts it.
 
     Raises:
-        InputError: the folder is no folder's name, or cannot be written.
+        InputError: the folder is no folder's name, or a target cannot run the plan.
     """
-    from ..planner.emit.deepspeed import to_json
-    from ..planner.emit.files import write_files
-    from ..planner.emit.launch import launch_command
-    from ..planner.errors import InputError
+    from ..api.emitting import emit
+    from ..planner.emit.start import Start
 
-    if not folder.strip() or not folder.isprintable():
-        raise InputError(
-            f"--out: not a folder's name, got {folder[:40]!r}; any other is allowed; write for example --out plans/x"
-        )
-    where, d = Path(folder), document["decision"]
-    document["launch"] = launch_command(
-        nodes=d["nodes"], gpus_per_node=d["gpus_per_node"], config=str(where / "ds_config.json")
-    )
-    return write_files(where, {"ds_config.json": to_json(document["ds_config"]), "plan.json": to_json(document)})
+    return emit(document, Start(folder=folder, data=as_seen(data), model=as_seen(weights)), targets)
 
 
 def _slug(name: str) -> str:

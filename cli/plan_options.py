@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
-from .complete import clouds, gpu_names, model_names, strategy_names
+from .complete import clouds, gpu_names, model_names, strategy_names, target_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 CHEAPEST = "cheapest"
 METHODS = ("full", "lora", "qlora")
 TIERS = ("on-demand", "spot", "reserved", "capacity-block", "owned")
 SCALES = {"k": 1e3, "m": 1e6, "b": 1e9}
+FOR = "deepspeed, torchrun, slurm, skypilot, kubernetes, accelerate, transformers, axolotl, llamafactory"
 BY_HAND = ("params", "layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
 
 
@@ -123,6 +124,7 @@ MACHINES = (
         "--internode-gbps", type=float, metavar="GBIT/S", help="Network of a node, where the catalog does not know it."
     ),
     _machine("--fabric", metavar="NAME", help="infiniband, roce, ethernet, ...: likewise.  [default: a slow one]"),
+    _machine("--profile", metavar="FILE", help="Figures measured on your GPUs, written by trainplan calibrate."),
 )
 PRICE_LIST = (
     _price("--prices", metavar="FILE", help="Your own price list (TOML, CSV), in place of the built-in offers."),
@@ -201,8 +203,15 @@ CHOICE = (
         help="Allowed methods; repeatable.  [default: full; any with --budget]",
     ),
 )
+METHOD = _fixed("--method", type=click.Choice(METHODS), default="full", show_default=True, help="What is trained.")
+CHECKPOINTING = _fixed(
+    "--checkpointing",
+    default="none",
+    show_default=True,
+    help="none, full, or how many layers; -offload appended keeps checkpoints on the host.",
+)
 CONFIGURATION = (
-    _fixed("--method", type=click.Choice(METHODS), default="full", show_default=True, help="What is trained."),
+    METHOD,
     _fixed("--zero", type=click.IntRange(0, 3), metavar="STAGE", default=3, show_default=True, help="ZeRO stage."),
     _fixed(
         "--micro-batch",
@@ -212,12 +221,7 @@ CONFIGURATION = (
         show_default=True,
         help="Sequences per GPU and micro-step.",
     ),
-    _fixed(
-        "--checkpointing",
-        default="none",
-        show_default=True,
-        help="none, full, or how many layers; -offload appended keeps checkpoints on the host.",
-    ),
+    CHECKPOINTING,
     _fixed("--offload-optimizer", type=click.Choice(("cpu", "nvme")), help="Optimizer states on the host or on NVMe."),
     _fixed(
         "--offload-ratio",
@@ -235,10 +239,34 @@ CONFIGURATION = (
     _cut("--expert-parallel", help="Ranks over which experts are spread."),
     _fixed("--sequence-parallel", is_flag=True, help="Norms and residuals are cut over the tensor-parallel ranks too."),
 )
+SCRIPT = (  # what the training script does, where a ds_config.json says the rest
+    METHOD,
+    CHECKPOINTING,
+    _fixed(
+        "--micro-batch",
+        type=click.IntRange(1, 65536),
+        metavar="N",
+        help='Sequences per GPU and micro-step, where the file says "auto" or nothing.  [default: 1]',
+    ),
+)
+WRITE = (_output("--write", metavar="FILE", help="Write the better configuration; never over a file that is there."),)
 OUT = (
     _output(
-        "--out", metavar="FOLDER", help="For ds_config.json and plan.json.  [default: plans/MODEL; none with --json]"
+        "--out", metavar="FOLDER", help="For the plan and what starts it.  [default: plans/MODEL; none with --json]"
     ),
+)
+LAUNCH = (
+    _output(
+        "--for",
+        "targets",
+        multiple=True,
+        default=("deepspeed",),
+        metavar="TARGET",
+        shell_complete=target_names,
+        help=f"What starts it: {FOR}; repeatable.  [default: deepspeed]",
+    ),
+    _output("--data", metavar="DATA", help="What it trains on: a text file, a datasets path.  [default: $DATA]"),
+    _output("--weights", metavar="PATH", help="Weights and tokenizer: a folder or hub id.  [default: the model's]"),
 )
 JSON = (_output("--json", "as_json", is_flag=True, help="Print the JSON document alone."),)
 
@@ -254,7 +282,7 @@ def applied(*groups: Iterable[Callable[[Any], Any]]) -> Callable[[F], F]:
     return decorate
 
 
-plan_options = applied(WHAT, JOB, MACHINES, FLEET, PRICES, CHOICE, RUN, STRATEGIES, OUT, JSON)
+plan_options = applied(WHAT, JOB, MACHINES, FLEET, PRICES, CHOICE, RUN, STRATEGIES, LAUNCH, OUT, JSON)
 
 
 def model_from(options: dict[str, Any]) -> Any:

@@ -20,8 +20,9 @@ from .complete import gpu_names
 @click.option("--offload-parameters", type=click.Choice(("none", "cpu", "nvme")), help="Parameters there instead.")
 @click.option("--checkpointing", help="none, full, or so many layers instead.")
 @click.option("--prices", metavar="FILE", help="This price list instead of the plan's.")
+@click.option("--profile", metavar="FILE", help="This profile of the GPUs instead of the plan's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON document alone.")
-def command(plan: str, prices: str | None, as_json: bool, **choice: Any) -> None:
+def command(plan: str, prices: str | None, profile: str | None, as_json: bool, **choice: Any) -> None:
     """Say which constraint rejects a choice, by how much, and the cheapest change that would admit it.
 
     PLAN is a plan.json or the folder that holds it; what the choice leaves open stays as planned.
@@ -30,6 +31,7 @@ def command(plan: str, prices: str | None, as_json: bool, **choice: Any) -> None
     from dataclasses import replace
 
     from ..api import why_not
+    from ..planner.calibrate.profile import read_profile
     from ..planner.errors import InputError
     from ..planner.planfile import model_of, read_plan, request_of
     from ..planner.report.text import refused_text
@@ -41,6 +43,9 @@ def command(plan: str, prices: str | None, as_json: bool, **choice: Any) -> None
     document = read_plan(plan)
     wanted = request_of(document)
     wanted = wanted if prices is None else replace(wanted, prices=prices)
+    wanted = wanted if profile is None else replace(wanted, profile=profile)
+    if wanted.profile is not None:
+        read_profile(wanted.profile)  # what is wrong with it is no answer to the question
     for name in (*wanted.require, *wanted.forbid):
         known_name(name, where=f"{plan}: request")
     found = why_not(model_of(document), wanted, document["decision"], **choice).to_dict()

@@ -47,7 +47,9 @@ def _computed(family: Family, workload: Workload, layers: int, micro_batch: int)
 def leanest_computation(family: Family, workload: Workload, micro_batch: int, gpu: Gpu) -> Computation | None:
     """What the family computes with the fewest checkpointed layers that activations admit; None where none do."""
     computation = _computed(family, workload, 1, 1).computation
-    return _fewest_layers(workload.model, computation, workload.seq_len, micro_batch, gpu.memory_bytes)
+    shrunk = min(0.0, gpu.calibration.live.upper)  # activations measured smaller than counted leave room for more
+    capacity = int(gpu.memory_bytes / (1 + shrunk)) if shrunk else gpu.memory_bytes
+    return _fewest_layers(workload.model, computation, workload.seq_len, micro_batch, capacity)
 
 
 @lru_cache(maxsize=65536)

@@ -5,6 +5,7 @@ k is the number of checkpointed layers, g the number of optimizer sub-groups on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,7 +45,7 @@ def _line(values: Sequence[float], box: Box) -> Line:
 def gpu_rows(corners: Sequence[Ledger], box: Box, setting: Setting, gpu: Gpu) -> tuple[Row, ...]:
     """One row per phase: the upper bound, or where layers differ a line below it."""
     factor = (1 + needed_share()) / GIB
-    fixed = fixed_device_bytes(setting.world_size, upper=True) / GIB
+    fixed = fixed_device_bytes(setting.world_size, upper=True, calibration=gpu.calibration) / GIB
     phases = [corner.by_phase(Device.GPU, upper=True) for corner in corners]
     excess = _excess(corners[0], box, setting)
     return tuple(
@@ -61,7 +62,9 @@ def _excess(corner: Ledger, box: Box, setting: Setting) -> dict[Phase, int]:
     """What must be taken off each phase so that its line is never above the ledger."""
     if box.high_layers == box.low_layers:
         return dict.fromkeys(ALWAYS, 0)
-    return chord_excess(setting.model, corner.computation, setting.workload.seq_len, setting.micro_batch)
+    excess = chord_excess(setting.model, corner.computation, setting.workload.seq_len, setting.micro_batch)
+    grown = max(0.0, setting.live.upper)
+    return {phase: math.ceil(size * (1 + grown)) for phase, size in excess.items()} if grown else excess
 
 
 def store_rows(corners: Sequence[Ledger], box: Box, setting: Setting, node: Node) -> tuple[Row, ...] | None:

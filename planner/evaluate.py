@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 
 from .activations import LayerSums, certainty, constant_bytes, forward_bytes, head_saved_bytes, layer_sums, loss_bytes
+from .calibration import AS_COUNTED, Range
 from .computation import Computation
 from .ledger import ALWAYS, BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from .model import Model
@@ -31,7 +33,7 @@ def complete(folded: Ledger, setting: Setting) -> Ledger:
         folded = replicated(folded, setting)
     lines = activation_entries(setting.model, folded.computation, setting.seq_len, setting.micro_batch)
     whole = folded.plus(*lines, *_host_entries(folded, setting), *saving_entries(folded, setting))
-    return _as_sure(whole.plus(*waiting_entries(whole, setting)), setting)
+    return with_live_excess(_as_sure(whole.plus(*waiting_entries(whole, setting)), setting), setting.live)
 
 
 def _as_sure(ledger: Ledger, setting: Setting) -> Ledger:
@@ -41,6 +43,27 @@ def _as_sure(ledger: Ledger, setting: Setting) -> Ledger:
     exact = Certainty.EXACT
     lines = (replace(e, certainty=Certainty.ASSUMED) if e.certainty is exact else e for e in ledger.entries)
     return replace(ledger, entries=tuple(lines))
+
+
+def with_live_excess(ledger: Ledger, live: Range) -> Ledger:
+    """Lines on the GPU that are not exact, larger by the share that rows of the platform measured.
+
+    bytes (1 + x) at the point; the upper bound keeps the line's own margin: upper + bytes x upper end of x.
+    """
+    if live is AS_COUNTED or live == AS_COUNTED:  # the first is quick: this is a hot path
+        return ledger
+    return replace(ledger, entries=tuple(_with_excess(e, live) for e in ledger.entries))
+
+
+def _with_excess(entry: Entry, live: Range) -> Entry:
+    if entry.device is not Device.GPU or entry.certainty is Certainty.EXACT:
+        return entry
+    return replace(
+        entry,
+        bytes=round(entry.bytes * (1 + live.point)),
+        upper=math.ceil(entry.upper_bytes + entry.bytes * live.upper),
+        why=f"{entry.why}, x {1 + live.point:.3f} (profile)",
+    )
 
 
 def waiting_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:

@@ -10,6 +10,7 @@ Source:
 
 from __future__ import annotations
 
+from .knobs import CHOSEN, Knobs
 from .ledger import BACKWARDS, Device, Entry, Item, Ledger, Phase
 from .model import Model
 from .states import largest_module, layer_elements
@@ -24,32 +25,54 @@ PERSISTENCE_PER_HIDDEN = 10  # elements, as transformers resolves "auto": 10 h
 LIVE_LAYERS = 2  # the layer that computes and the one that is fetched
 
 
-def reduce_bucket_elements(model: Model) -> int:
-    """B: h^2, between 1e6 and 5e7 elements.
+def reduce_bucket_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
+    """B: h^2, between 1e6 and 5e7 elements, unless a configuration says another.
 
     Source:
         transformers integrations/deepspeed.py resolves "auto" to h^2; bounds: see the constants above.
     """
-    return min(max(model.hidden**2, SMALLEST_BUCKET), LARGEST_BUCKET)
+    chosen = min(max(model.hidden**2, SMALLEST_BUCKET), LARGEST_BUCKET)
+    return chosen if knobs.reduce_bucket is None else knobs.reduce_bucket
 
 
-def prefetch_elements(model: Model) -> int:
+def prefetch_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
     """Elements fetched ahead at a time."""
-    return int(PREFETCH_SHARE * reduce_bucket_elements(model))
+    return int(PREFETCH_SHARE * reduce_bucket_elements(model)) if knobs.prefetch is None else knobs.prefetch
 
 
-def live_elements(model: Model) -> int:
+def live_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
     """stage3_max_live_parameters: two layers, so that one is fetched while one computes."""
-    return LIVE_LAYERS * layer_elements(model)
+    return LIVE_LAYERS * layer_elements(model) if knobs.live is None else knobs.live
+
+
+def reuse_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
+    """stage3_max_reuse_distance: as far as what is live, or what a configuration says."""
+    return live_elements(model) if knobs.reuse is None else knobs.reuse
+
+
+def persistence_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
+    """stage3_param_persistence_threshold: tensors up to this size stay whole on every rank."""
+    return PERSISTENCE_PER_HIDDEN * model.hidden if knobs.persistence is None else knobs.persistence
+
+
+def kept_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
+    """Elements that stay gathered: prefetching fills up to `live`; what is used again within `reuse` is not released.
+
+    Without prefetching `live` bounds nothing.
+    """
+    ahead = live_elements(model, knobs) if prefetch_elements(model, knobs) else 0
+    return max(ahead, reuse_elements(model, knobs))
 
 
 def gathered_elements(ledger: Ledger, model: Model) -> int:
-    """L = min(N + F, live + largest tensor): what the prefetcher keeps gathered from the third step on.
+    """L = min(N + F, max(live, reuse) + largest tensor): what stays gathered from the third step on.
 
     Source:
-        DeepSpeed 0.19.8 partitioned_param_coordinator.py, measured: live 1e6 -> 1.43e6 gathered, 2e6 -> 2.50e6.
+        DeepSpeed 0.19.8 partitioned_param_coordinator.py, measured: live 1e6 -> 1.43e6 gathered, 2e6 -> 2.50e6; live 0
+        with reuse 1e9 -> the whole of a small model. Without prefetch reuse 2e6 -> 1.05e6: an upper bound there.
     """
-    return min(ledger.trainable.total + ledger.frozen.total, live_elements(model) + largest_module(model))
+    most = kept_elements(model, ledger.knobs) + largest_module(model)
+    return min(ledger.trainable.total + ledger.frozen.total, most)
 
 
 def gathered_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
@@ -57,7 +80,7 @@ def gathered_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
     e, model = ledger.computation.precision.bytes, setting.model
     gathered = gathered_elements(ledger, model)
     persistent = persistent_elements(ledger, setting)
-    copies = min(2 * prefetch_elements(model), gathered)
+    copies = min(2 * prefetch_elements(model, ledger.knobs), gathered)
     computing = (Phase.FORWARD, Phase.LOSS, *BACKWARDS)
     return (
         Entry(
@@ -82,7 +105,6 @@ def persistent_elements(ledger: Ledger, setting: Setting) -> int:
 
     They are given up as the step begins and gathered again at its end.
     """
-    d, most = setting.world_size, PERSISTENCE_PER_HIDDEN * setting.model.hidden
-    return sum(
-        -(-n // d) * d * count for t in (ledger.trainable, ledger.frozen) for n, count in t.histogram if n <= most
-    )
+    d, most = setting.world_size, persistence_elements(setting.model, ledger.knobs)
+    small = [-(-n // d) * d * count for t in (ledger.trainable, ledger.frozen) for n, count in t.histogram if n <= most]
+    return sum(small) if ledger.knobs.persisted is None else min(sum(small), ledger.knobs.persisted)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
+from .calibration import AS_SHIPPED, Calibration
 from .terms import PLAIN, Terms
 
 USD = "USD"  # the one currency: no exchange rates are kept
@@ -49,6 +50,7 @@ class Gpu:
     fp8_flop_per_s: float | None = None
     fp4_flop_per_s: float | None = None
     fp8_efficiency: float | None = None  # measured achievable share of the fp8 peak
+    calibration: Calibration = AS_SHIPPED  # what rows measured on the user's own platform say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by identity: caches are keyed by it
@@ -62,6 +64,12 @@ class Node:
     nvme_bytes: int | None
     internode_bytes_per_s: float | None  # whole node, one direction
     fabric: str | None = None  # of configs/fabrics.toml, between nodes: "infiniband", "efa-v2"; None: nobody said
+
+
+@lru_cache(maxsize=256)
+def calibrated(gpu: Gpu, calibration: Calibration) -> Gpu:
+    """The accelerator as measured rows say; one value for equal arguments, since caches are keyed by identity."""
+    return replace(gpu, calibration=calibration)
 
 
 @lru_cache(maxsize=256)

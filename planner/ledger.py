@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .computation import Computation
+from .knobs import CHOSEN, Knobs
 from .work import Work
 from .workload import Precision
 
@@ -281,6 +282,7 @@ class Optimizer:
     deepspeed: str | None  # optimizer.type in ds_config.json; None: the training script passes the optimizer
     source: str
     step_bytes: float = 0  # temporaries per element that is updated at once
+    flat_bytes: float = 0  # per element at stage 0 in 16 bit, where the engine flattens its fp32 gradients
     offloaded_bytes: float = 0  # of states per element on the host, where DeepSpeed's own keeps more; 0: as many
 
     @property
@@ -324,6 +326,7 @@ class Ledger:
     accumulation: Precision | None = None  # type that gradients are summed in; None: what the stage does by itself
     zero_init: bool = True  # stage 3: the model is built in partitions, as transformers does under HfDeepSpeedConfig
     config: tuple[dict[str, Any], ...] = ()  # DeepSpeed keys in the order strategies stated them; `deepspeed` merges
+    knobs: Knobs = CHOSEN  # sizes of ZeRO's buffers, where a configuration gives them
 
     def _with(
         self,
@@ -344,6 +347,7 @@ class Ledger:
             self.accumulation,
             self.zero_init,
             self.config if config is None else config,
+            self.knobs,
         )
 
     def without(self, *items: Item) -> Ledger:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from . import catalog
 from .efficiency import value
 from .errors import InputError
-from .hardware import Gpu, Node, Offer, Tier
+from .hardware import Gpu, Node, Offer, Tier, calibrated
 from .prices import read_prices
 from .request import Request
 from .units import GBIT_BYTES, GIB
@@ -118,7 +118,17 @@ def _completed(node: Node, request: Request) -> Node:
         node = replace(node, internode_bytes_per_s=net * GBIT_BYTES)
     if request.fabric is not None and node.fabric is None:
         node = replace(node, fabric=request.fabric)
-    return node
+    return node if request.profile is None else _as_measured(node, request.profile)
+
+
+def _as_measured(node: Node, path: str) -> Node:
+    """The node with the figures of a profile, where it is of this GPU; of another nothing is known."""
+    from .calibrate.profile import read_profile  # here: few requests have one
+
+    profile = read_profile(path)
+    if profile.gpu != node.gpu.name:
+        return node
+    return replace(node, gpu=calibrated(node.gpu, profile.calibration))
 
 
 def makes_up(node: Node, gpus: int) -> bool:
@@ -126,10 +136,11 @@ def makes_up(node: Node, gpus: int) -> bool:
     return gpus == node.gpus or (gpus % node.gpus == 0 and node.internode_bytes_per_s is not None)
 
 
-def machines_for(request: Request, gpus: int, preferred: str = "") -> tuple[Offer, ...]:
+def machines_for(request: Request, gpus: int, preferred: str = "", *, known_host: bool = False) -> tuple[Offer, ...]:
     """Offers whose nodes make up exactly so many GPUs and one of which is the cheapest: the preferred one alone.
 
-    Of those billed pro rata only that with the lowest rate can be; of the others the bill must tell.
+    Of those billed pro rata only that with the lowest rate can be; of the others the bill must tell. ``known_host``
+    leaves out nodes whose RAM is unknown, where others are there: on them nobody can say whether an offload fits.
 
     Raises:
         InputError: no offer does; several nodes need a network that somebody knows.
@@ -142,6 +153,8 @@ def machines_for(request: Request, gpus: int, preferred: str = "") -> tuple[Offe
             f"--gpus {gpus}x{request.gpus[0]}: no offer makes up that count, its nodes have {sizes} GPUs, and several "
             f"nodes need a known network; state your own machines with --price, --gpus-per-node and --internode-gbps"
         )
+    if known_host:
+        fitting = [offer for offer in fitting if offer.node.host_memory_bytes is not None] or fitting
     if kept := next((offer for offer in fitting if offer.name == preferred), None):
         return (kept,)
     by_rate = sorted(fitting, key=lambda o: (o.usd_per_hour * (gpus // o.node.gpus), o.name))

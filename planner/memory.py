@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
+from .calibration import AS_SHIPPED, Calibration, Range
 from .hardware import Gpu, Node
 from .ledger import TRAINING, Device, Ledger, Phase
-from .overheads import overhead
+from .overheads import Overhead, overhead
 from .units import GIB
 
 
@@ -94,16 +95,21 @@ class StoreMemory:
         return self.capacity_bytes is not None
 
 
-def fixed_device_bytes(world_size: int, *, upper: bool) -> int:
+def _figure(name: str, calibration: Calibration) -> Overhead | Range:
+    """As rows of the platform say, else as shipped."""
+    return calibration.overheads.get(name) or overhead(name)
+
+
+def fixed_device_bytes(world_size: int, *, upper: bool, calibration: Calibration = AS_SHIPPED) -> int:
     """Bytes per GPU that are no tensors: context, workspaces, the communicator of all ranks."""
-    fixed = fixed_band(1 if world_size > 1 else 0)
+    fixed = fixed_band(1 if world_size > 1 else 0, calibration)
     return fixed.upper if upper else fixed.point
 
 
 @lru_cache(maxsize=64)
-def fixed_band(communicators: int) -> Band:
+def fixed_band(communicators: int, calibration: Calibration = AS_SHIPPED) -> Band:
     """Context and workspaces, and a set of buffers for each group of ranks that communicates. Memory model §F2."""
-    context, each = overhead("context"), overhead("collectives")
+    context, each = _figure("context", calibration), _figure("collectives", calibration)
     low, point, upper = (
         round(GIB * (one + communicators * more))
         for one, more in ((context.low, each.low), (context.point, each.point), (context.upper, each.upper))
@@ -116,15 +122,15 @@ def needed_share() -> float:
     return overhead("needed").upper
 
 
-def gpu_upper_bound_bytes(ledger: Ledger, communicators: int) -> int:
+def gpu_upper_bound_bytes(ledger: Ledger, communicators: int, calibration: Calibration = AS_SHIPPED) -> int:
     """What one GPU must have: tensors, what the allocator cannot do without, and what is fixed, at their upper ends."""
     tensors = ledger.peak(Device.GPU, upper=True)
-    return round(tensors * (1 + needed_share())) + fixed_band(communicators).upper
+    return round(tensors * (1 + needed_share())) + fixed_band(communicators, calibration).upper
 
 
 def gpu_fits(ledger: Ledger, gpu: Gpu, world_size: int) -> bool:
     """Whether the upper bound is within the capacity; `gpu_memory` says the rest."""
-    return gpu_upper_bound_bytes(ledger, 1 if world_size > 1 else 0) <= gpu.memory_bytes
+    return gpu_upper_bound_bytes(ledger, 1 if world_size > 1 else 0, gpu.calibration) <= gpu.memory_bytes
 
 
 def gpu_memory(ledger: Ledger, gpu: Gpu, communicators: int) -> GpuMemory:
@@ -133,11 +139,16 @@ def gpu_memory(ledger: Ledger, gpu: Gpu, communicators: int) -> GpuMemory:
     reserved = allocated (1 + fragmentation); device = reserved + context + communicators; the upper bound takes every
     term at its upper end. Memory model §F1, §F2.
     """
-    return memory_of(ledger, gpu.memory_bytes, communicators=communicators)
+    return memory_of(ledger, gpu.memory_bytes, communicators=communicators, calibration=gpu.calibration)
 
 
 def memory_of(
-    ledger: Ledger, capacity_bytes: int, *, communicators: int, allocator: Allocator = Allocator.EXPANDABLE
+    ledger: Ledger,
+    capacity_bytes: int,
+    *,
+    communicators: int,
+    allocator: Allocator = Allocator.EXPANDABLE,
+    calibration: Calibration = AS_SHIPPED,
 ) -> GpuMemory:
     """Peak of one GPU of any capacity.
 
@@ -146,6 +157,7 @@ def memory_of(
         capacity_bytes: what the driver reports.
         communicators: groups of ranks that communicate.
         allocator: what is kept of memory that tensors gave back.
+        calibration: the platform's own figures; the ledger carries its live excess already.
 
     Returns:
         Bytes. Cached segments are given back before an out-of-memory, so that neither reserved nor device memory
@@ -154,8 +166,9 @@ def memory_of(
     phases = ledger.by_phase(Device.GPU)
     fullest = max(phases, key=lambda phase: phases[phase])
     allocated = Band(ledger.lowest(Device.GPU, fullest), phases[fullest], ledger.peak(Device.GPU, upper=True))
-    fixed = fixed_band(communicators)
-    held = _reserved(allocated, min(phases[p] for p in TRAINING), allocator)
+    fixed = fixed_band(communicators, calibration)
+    share = _figure(FRAGMENTATION[allocator], calibration)
+    held = _reserved(allocated, min(phases[p] for p in TRAINING) if allocator is Allocator.VARYING else 0, share)
     room = capacity_bytes - fixed.point
     reserved = Band(
         *(max(tensors, min(size, room)) for tensors, size in zip(_ends(allocated), _ends(held), strict=True))
@@ -165,7 +178,7 @@ def memory_of(
         allocated=allocated,
         reserved=reserved,
         device=_on_device(reserved, fixed, capacity_bytes),
-        upper_bound_bytes=gpu_upper_bound_bytes(ledger, communicators),
+        upper_bound_bytes=gpu_upper_bound_bytes(ledger, communicators, calibration),
         fullest=fullest,
     )
 
@@ -181,12 +194,10 @@ def _ends(band: Band) -> tuple[int, int, int]:
     return band.low, band.point, band.upper
 
 
-def _reserved(allocated: Band, lasting_bytes: int, allocator: Allocator) -> Band:
+def _reserved(allocated: Band, lasting_bytes: int, share: Overhead | Range) -> Band:
     """Allocated memory and its share on top; of varying shapes only what comes and goes is kept in parts."""
-    share = overhead(FRAGMENTATION[allocator])
-    lasting = lasting_bytes if allocator is Allocator.VARYING else 0
     ends = zip(_ends(allocated), (share.low, share.point, share.upper), strict=True)
-    return Band(*(round(size + max(0, size - lasting) * part) for size, part in ends))
+    return Band(*(round(size + max(0, size - lasting_bytes) * part) for size, part in ends))
 
 
 FRAGMENTATION = {

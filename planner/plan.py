@@ -148,6 +148,10 @@ def assumptions(request: Request, c: Candidate) -> list[dict[str, str]]:
         named = "no-zero-init" in c.stack.names
         value = "in partitions (zero.Init)" if c.ledger.zero_init else built
         price_rows.append(("model built", value, "you" if named else "default"))
+    if request.profile is not None:
+        from .calibrate.used import profile_assumptions  # here: few requests have one
+
+        price_rows += profile_assumptions(request, node.gpu)
     price_rows += run_assumptions(c.setting.workload.run, c.offer.tier)
     return rows + [{"name": name, "value": value, "from": who} for name, value, who in price_rows]
 

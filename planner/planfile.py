@@ -18,9 +18,10 @@ from .workload import Method
 LARGEST_BYTES = 8 * 2**20
 AGAIN = "plan again with this version of trainplan"
 LARGEST_NUMBER = 1e30
+LONGEST_KEY = 40  # characters of an unknown key that a note repeats
 
 # The shape of what is read: a type, a set of allowed texts, [of each], {key: of each}; "key?" may be missing or null.
-_TEXT, _COUNT, _NUMBER, _ANY = "text", "a whole number", "a number", "anything"
+_TEXT, _COUNT, _NUMBER, _FLAG, _ANY = "text", "a whole number", "a number", "true or false", "anything"
 _ENTRY = {
     "item": _TEXT,
     "section": _TEXT,
@@ -107,7 +108,38 @@ SHAPE: Mapping[str, Any] = {
     ],
     "warnings": [_TEXT],
     "request": {},
+    "adapters?": {"rank": _COUNT, "alpha?": _NUMBER, "target_modules": _ANY, "dropout": _NUMBER},
+    "training?": {
+        "model?": _TEXT,
+        "precision": _TEXT,
+        "attn_implementation": _TEXT,
+        "packed": _FLAG,
+        "seq_len": _COUNT,
+        "global_batch": _COUNT,
+        "steps": _COUNT,
+        "checkpointing": {"layers": _COUNT, "of": _COUNT, "on_host": _FLAG},
+        "loss_chunk_tokens": _COUNT,
+        "zero_init": _FLAG,
+        "quantization?": {
+            "quant_type": _TEXT,
+            "double_quant": _FLAG,
+            "block_size": _COUNT,
+            "compute_dtype": _TEXT,
+            "storage_dtype": _TEXT,
+        },
+        "optimizer": {"name": _TEXT, "from": _TEXT},
+        "liger": _FLAG,
+        "compile": _FLAG,
+        "save_every_steps": _COUNT,
+        "versions": {},
+    },
+    "ds_config?": {},
 }
+# What else stands in a plan, for people and other programs: it is not read back.
+UNREAD = (
+    "schema_version", "status", "alternatives", "frontier", "day_sooner", "assumptions", "binding", "constraints",
+    "dropped", "solver", "launch",
+)  # fmt: skip
 
 
 def read_plan(reference: str) -> dict[str, Any]:
@@ -192,7 +224,21 @@ def _is(value: Any, kind: str) -> bool:
         return type(value) is int and 0 <= value <= LARGEST_NUMBER
     if kind == _NUMBER:
         return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= LARGEST_NUMBER
+    if kind == _FLAG:
+        return isinstance(value, bool)
     return kind == _ANY
+
+
+def unknown_keys(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys at the top of a plan that no trainplan wrote, printable.
+
+    >>> unknown_keys({"decision": {}, "solver": {}, "my notes": 1})
+    ('my notes',)
+    """
+    known = {*UNREAD, *(name.removesuffix("?") for name in SHAPE)}
+    return tuple(
+        "".join(c if c.isprintable() else "?" for c in key[:LONGEST_KEY]) for key in document if key not in known
+    )
 
 
 def model_of(document: Mapping[str, Any]) -> Model:

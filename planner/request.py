@@ -71,6 +71,7 @@ class Request:
     tier: Tier = Tier.ON_DEMAND
     price_usd_per_gpu_hour: float | None = None
     prices: str | None = None  # a price list in place of the built-in offers
+    profile: str | None = None  # figures of a platform, from trainplan calibrate
     capital_usd_per_node: float | None = None  # of the user's own machines, as the next six
     years: float | None = None
     power_kw_per_node: float | None = None
@@ -196,6 +197,8 @@ class Request:
             found.append(
                 f"--prices: not a file's name, got {_shown(self.prices)}; a TOML or CSV file is needed; give it"
             )
+        if self.profile is not None and not (self.profile.strip() and self.profile.isprintable()):
+            found.append(f"--profile: not a file's name, got {_shown(self.profile)}; a profile is needed; give it")
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -352,7 +355,7 @@ def _check_types(request: Request) -> None:
             raise ValueError(f"{name} is {_shown(value)}, not a number above 0")
     if not (request.grid_kgco2_per_kwh in (None, 0) or _is_amount(request.grid_kgco2_per_kwh)):
         raise ValueError(f"grid_kgco2_per_kwh is {_shown(request.grid_kgco2_per_kwh)}, not a number from 0 on")
-    for name in ("cloud", "region", "fabric", "prices", "nvme_path"):
+    for name in ("cloud", "region", "fabric", "prices", "profile", "nvme_path"):
         value = getattr(request, name)
         if not ((value is None and name != "nvme_path") or isinstance(value, str)):
             raise ValueError(f"{name} is {_shown(value)}, not a text")

@@ -50,7 +50,7 @@ def states_copy_bytes(ledger: Ledger, setting: Setting) -> int:
         return 0
     tensors, ranks = ledger.trainable, setting.world_size
     if ledger.stage == 3:
-        return FP32 * max(sub_groups(tensors, ranks, SUB_GROUP_ELEMENTS))
+        return FP32 * max(sub_groups(tensors, ranks, ledger.knobs.sub_group or SUB_GROUP_ELEMENTS))
     return FP32 * (flat_partition(tensors, ranks) if ledger.stage else tensors.largest)
 
 

@@ -155,6 +155,7 @@ def _group(
             ranks_per_node=node.gpus,
             micro_batch=micro_batch,
             nvme_path=demand.nvme_path,
+            live=node.gpu.calibration.live,
         )
         trials += [Trial(least_s=compute_only_s(f, setting, node), family=f, setting=setting) for f in families]
     trials.sort(key=lambda t: (t.least_s, t.family.simplicity, t.setting.micro_batch))

@@ -232,7 +232,8 @@ def replicated(ledger: Ledger, setting: Setting) -> Ledger:
     why = f"{n:,} trained elements"
     flatten = e * min(n, ALL_REDUCE_BUCKET_ELEMENTS) if setting.world_size > 1 and not low_precision else 0
     updating = round(ledger.optimizer.step_bytes * ledger.trainable.largest)  # tensor by tensor
-    copies = max(FP32 * n + updating, NORM_BYTES * ledger.trainable.largest) if low_precision else updating
+    flat = round(ledger.optimizer.flat_bytes * n)
+    copies = max(FP32 * n + flat + updating, NORM_BYTES * ledger.trainable.largest) if low_precision else updating
     moments = moments_entry(ledger, n, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}")
     return (
         replace(ledger, stage=0)

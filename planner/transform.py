@@ -9,11 +9,12 @@ whatever the order they were typed in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import pairwise
 from typing import Protocol
 
+from .calibration import AS_COUNTED, Range
 from .errors import InputError
 from .ledger import Ledger
 from .model import Model
@@ -32,6 +33,8 @@ class Setting:
     nvme_path: str = "/local_nvme"
     split: Split = WHOLE
     stage_index: int = 0  # which pipeline stage's rank is looked at
+    # By which lines that are not exact are larger on this platform; one value in a search, so that no hash needs it.
+    live: Range = field(default=AS_COUNTED, hash=False)
 
     @property
     def model(self) -> Model:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..planner.calibrate.cases import Case, Measured
+from ..planner.calibration import AS_SHIPPED, Calibration
 from ..planner.candidate import all_work
 from ..planner.checkpoint import checkpoint
 from ..planner.efficiency import architecture_key, is_young, value
-from ..planner.evaluate import evaluate
+from ..planner.evaluate import evaluate, with_live_excess
 from ..planner.frameworks import Framework, framework_of
-from ..planner.hardware import Gpu, Node, Tier
+from ..planner.hardware import Gpu, Node, Tier, calibrated
 from ..planner.ledger import BACKWARDS, Certainty, Device, Entry, Item, Ledger, Phase
 from ..planner.measurements import machine, runs, shape, subject
 from ..planner.measurements.layout import ZERO_WEIGHTS, layout_of
 from ..planner.measurements.score import GpuHours, Prediction, Rate
-from ..planner.measurements.table import Measurement, Unsupported
+from ..planner.measurements.table import Measurement, MemoryKind, Unsupported
 from ..planner.memory import GpuMemory, memory_of
 from ..planner.model import Model
 from ..planner.parallel import Split, micro_batches_in_flight
@@ -110,6 +112,53 @@ def _predict(row: Measurement, parts: Sequence[Part], timed: Sequence[Part] = ()
     )
 
 
+def case_of(row: Measurement, source: str) -> Case:
+    """A row to calibrate with: its figures, and what is planned for it under any calibration.
+
+    Args:
+        row: measured, with everything stated that decides memory and time.
+        source: the table's name.
+
+    Raises:
+        Unsupported: it cannot be expressed, leaves checkpointing open, or its GPU is not in the catalog.
+    """
+    gpu = machine.gpu_of(row)
+    if row.whole_run:
+        raise Unsupported("a whole run: its hours contain more than steps")
+    if not row.text("act_ckpt"):
+        raise Unsupported("activation checkpointing is not stated")
+    if gpu is None:
+        raise Unsupported(f"GPU {row.text('gpu') or 'not stated'}: not in the catalog")
+    parts = parts_of(row, checkpointing_of(row))
+    timed = row.tokens_per_s_per_gpu and _step_time(row, parts)
+    step_s = _tokens(row, parts) / row.tokens_per_s_per_gpu if timed else None
+    measured = replace(Measured(step_s=step_s), **{BYTES_OF[row.memory_kind]: int(row.peak_bytes) or None})
+    if not any((*measured.memory, measured.step_s)):
+        raise Unsupported("nothing measured that is planned")
+    return Case(
+        label=row.identity,
+        source=source,
+        gpu=gpu.name,
+        measured=measured,
+        memory=lambda calibration: _fullest_memory(row, parts, calibration),
+        step=lambda calibration: _step_time(row, parts, calibration),
+        allocator=machine.allocator_of(row),
+    )
+
+
+BYTES_OF = {
+    MemoryKind.ALLOCATED: "allocated_bytes",
+    MemoryKind.RESERVED: "reserved_bytes",
+    MemoryKind.DEVICE: "device_bytes",
+}
+
+
+def _fullest_memory(row: Measurement, parts: Sequence[Part], calibration: Calibration) -> GpuMemory:
+    """Of the fullest stage."""
+    each = (_memory(row, part.ledger, part.setting, calibration) for part in parts)
+    return max(each, key=lambda memory: memory.allocated_bytes)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One rank of one pipeline stage."""
@@ -138,13 +187,17 @@ def _part(row: Measurement, setting: Setting, checkpointing: str) -> Part:
     if checkpointing == "selective":
         ledger = _selective(ledger, setting)
     ledger = _outputs(ledger, row, setting)
-    memory = memory_of(
-        ledger,
+    return Part(ledger=ledger, setting=setting, memory=_memory(row, ledger, setting))
+
+
+def _memory(row: Measurement, ledger: Ledger, setting: Setting, calibration: Calibration = AS_SHIPPED) -> GpuMemory:
+    return memory_of(
+        with_live_excess(ledger, calibration.live),
         machine.capacity_of(row),
         communicators=machine.communicators_of(row, setting.split),
         allocator=machine.allocator_of(row),
+        calibration=calibration,
     )
-    return Part(ledger=ledger, setting=setting, memory=memory)
 
 
 def _setting(row: Measurement, whole: Model) -> Setting:
@@ -249,8 +302,13 @@ def _rate(row: Measurement, parts: Sequence[Part]) -> Rate | None:
     seconds = _step(row, parts)
     if seconds is None:
         return None
-    tokens = row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / parts[0].setting.split.ranks
+    tokens = _tokens(row, parts)
     return Rate(tokens / seconds.upper, tokens / seconds.point, tokens / seconds.low)
+
+
+def _tokens(row: Measurement, parts: Sequence[Part]) -> float:
+    """Of one step and GPU."""
+    return row.whole("micro_batch") * row.micro_steps * row.whole("seq_len") / parts[0].setting.split.ranks
 
 
 def _gpu_hours(row: Measurement, parts: Sequence[Part]) -> GpuHours | None:
@@ -270,12 +328,20 @@ def _gpu_hours(row: Measurement, parts: Sequence[Part]) -> GpuHours | None:
 
 
 def _step(row: Measurement, parts: Sequence[Part]) -> Seconds | None:
+    """Of one optimizer step, with its band."""
+    step = _step_time(row, parts)
+    return None if step is None else step_seconds(step)
+
+
+def _step_time(row: Measurement, parts: Sequence[Part], calibration: Calibration = AS_SHIPPED) -> StepTime | None:
     """Of one optimizer step."""
     gpu = machine.gpu_of(row)
     if gpu is None or subject.is_layer_split(row):
         return None
     framework, node = framework_of(row.text("framework")), machine.node_of(row, gpu)
-    return step_seconds(pipelined([_stage_time(part, framework, node) for part in parts], parts[0].setting.split))
+    if calibration is not AS_SHIPPED:
+        node = replace(node, gpu=calibrated(gpu, calibration))
+    return pipelined([_stage_time(part, framework, node) for part in parts], parts[0].setting.split)
 
 
 def _stage_time(part: Part, framework: Framework, node: Node) -> StepTime:

@@ -9,8 +9,10 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from ..planner.ledger import (
@@ -59,13 +61,17 @@ NVME_SUB_GROUP_ELEMENTS = 100_000_000
 NORM_ELEMENTS = 250_000_000  # DeepSpeed 0.19.8 runtime/zero/stage3.py, _constant_buffered_norm2
 NVME_READ_BYTES = 16  # master, two moments, gradient in fp32, per element, at the step
 NVME_WRITTEN_BYTES = 12  # without the gradient, at the step
+RATIO_DENOMINATOR = 1000  # a ratio is read as the nearest fraction with a denominator up to this: 0.6 is 3/5
+# copies to and from memory that is not page-locked, either way at the rate that was measured up
+UNPINNED = {Resource.HOST_TO_GPU: Resource.PAGEABLE_TO_GPU, Resource.GPU_TO_HOST: Resource.PAGEABLE_TO_GPU}
 
 
 @dataclass(frozen=True, slots=True)
 class OffloadOptimizer:
     """Master weights and states leave the GPU; the CPU (or NVMe through the CPU) updates them.
 
-    ``groups_on_host`` of GROUPS sub-groups go to the host (DeepSpeed's ``ratio``, stage 3 only); the others stay.
+    ``groups_on_host`` of GROUPS sub-groups go to the host (DeepSpeed's ``ratio``, stage 3 only); the others stay. The
+    other fields are those of a configuration that is judged.
 
     >>> OffloadOptimizer("cpu", groups_on_host=12).ratio
     0.6
@@ -73,6 +79,9 @@ class OffloadOptimizer:
 
     device: str = "cpu"
     groups_on_host: int = GROUPS
+    given_ratio: float | None = None
+    pin_memory: bool = True
+    buffer_count: int = SWAP_BUFFER_COUNT
     rank = 60
 
     @property
@@ -83,12 +92,12 @@ class OffloadOptimizer:
     @property
     def ratio(self) -> float:
         """Share of the sub-groups on the host."""
-        return self.groups_on_host / GROUPS
+        return self.groups_on_host / GROUPS if self.given_ratio is None else self.given_ratio
 
     @property
     def partial(self) -> bool:
         """Whether some sub-groups stay on the GPU."""
-        return self.groups_on_host < GROUPS
+        return self.ratio < 1
 
     @property
     def facts(self) -> Mapping[str, object]:
@@ -104,8 +113,23 @@ class OffloadOptimizer:
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
         """Move the states."""
         if self.device == "nvme":
-            return _on_nvme(ledger, setting)
-        return self._sharded(ledger, setting) if ledger.stage == 3 else _flat(ledger, setting)
+            return self._told(_on_nvme(ledger, setting, self.buffer_count))
+        return self._told(self._sharded(ledger, setting) if ledger.stage == 3 else _flat(ledger, setting))
+
+    def _told(self, ledger: Ledger) -> Ledger:
+        """Without page-locked memory nothing is rounded up, and copies go through the driver's own buffers."""
+        if self.pin_memory:
+            return ledger
+        entries = tuple(replace(e, upper=0) if e.device is Device.HOST else e for e in ledger.entries)
+        work = tuple(replace(w, resource=UNPINNED.get(w.resource, w.resource)) for w in ledger.work)
+        keys = {"offload_optimizer": {"pin_memory": False}}
+        return replace(ledger, entries=entries, work=work).keys(zero_optimization=keys)
+
+    def _share(self, part: int, divided: bool) -> int:
+        """Elements on the host: the share itself; of a configuration's single sub-group all."""
+        if self.given_ratio is None:
+            return -(-part * self.groups_on_host // GROUPS)
+        return math.ceil(part * Fraction(self.ratio).limit_denominator(RATIO_DENOMINATOR)) if divided else part
 
     def _sharded(self, ledger: Ledger, setting: Setting) -> Ledger:
         """Stage 3: master, states, fp32 gradients and the gradient buffer on the host; of a share what stays, too.
@@ -113,10 +137,11 @@ class OffloadOptimizer:
         What is written as work is the share itself: sub-groups follow it in steps.
         """
         a, part = accumulation_bytes(ledger), tensor_partition(ledger.trainable, setting.world_size)
-        size = max(1, part // GROUPS) if self.partial else SUB_GROUP_ELEMENTS
+        chosen = max(1, part // GROUPS) if self.partial else SUB_GROUP_ELEMENTS
+        size = ledger.knobs.sub_group or chosen
         groups = sub_groups(ledger.trainable, setting.world_size, size)
         first = int((1 - self.ratio) * len(groups))  # as DeepSpeed rounds it: stage3.py, _create_fp32_partitions
-        share = -(-part * self.groups_on_host // GROUPS)
+        share = self._share(part, len(groups) > 1)
         most = min(part, share + max(groups)) if self.partial else part
         left = ledger.without(
             Item.MASTER,
@@ -129,6 +154,7 @@ class OffloadOptimizer:
         keys: dict[str, Any] = {"offload_optimizer": {"device": "cpu", "pin_memory": True, "ratio": self.ratio}}
         if self.partial:
             keys["sub_group_size"] = size
+            left = replace(left, knobs=replace(left.knobs, sub_group=size))
         return (
             left.plus(
                 *_grouped_states(ledger, groups[first:], most),
@@ -253,8 +279,8 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
     e, d = ledger.computation.precision.bytes, setting.world_size
     part, largest = flat_partition(ledger.trainable, d), ledger.trainable.largest
     why = f"{part:,} elements of the slice"
-    bucket = next(x for x in ledger.entries if x.item is Item.REDUCE_BUCKET)
-    keys = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "overlap_comm": False}
+    asked = ledger.knobs.overlap_comm is True  # trainplan's own choice is one bucket
+    keys = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "overlap_comm": asked}
     types = {"grad_accum_dtype": (ledger.accumulation or ledger.computation.precision).value}
     norm = NORM_BYTES * min(largest, part)
     return (
@@ -262,7 +288,7 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
             Item.MASTER, Item.MOMENTS, Item.STEP_TEMPORARIES, Item.GRADIENTS, Item.ACCUMULATED, Item.REDUCE_BUCKET
         )
         .plus(
-            replace(bucket, bytes=bucket.bytes // 2, why="one bucket: overlap_comm is off with offload"),
+            *_buckets(ledger),
             *_host_states(ledger, part, why, master_pinned=True),
             _pinned_entry(Item.WEIGHTS_HOST_COPY, e * part, f"{e} B x {why}, pinned"),
             _pinned_entry(Item.OFFLOAD_STAGING, e * largest, f"{e} B x largest tensor {largest:,}, pinned"),
@@ -271,9 +297,17 @@ def _flat(ledger: Ledger, setting: Setting) -> Ledger:
             *_earlier_gradients(ledger, setting),
         )
         .not_doing(OPTIMIZER_UPDATE, GRADIENT_ALL_REDUCE)
-        .doing(*_cpu_update(part), *_flat_traffic(ledger, setting, part), *_waited_for(ledger))
+        .doing(*_cpu_update(part), *_flat_traffic(ledger, setting, part), *_reductions(ledger, waited=not asked))
         .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger), data_types=types)
     )  # fmt: skip
+
+
+def _buckets(ledger: Ledger) -> tuple[Entry, ...]:
+    """Reduce buckets beside offload: one, unless a configuration says overlap_comm, or said that it is off before."""
+    found = tuple(entry for entry in ledger.entries if entry.item is Item.REDUCE_BUCKET)
+    if ledger.knobs.overlap_comm is not None:
+        return found
+    return tuple(replace(e, bytes=e.bytes // 2, why="one bucket: overlap_comm is off with offload") for e in found)
 
 
 def _earlier_gradients(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
@@ -287,7 +321,8 @@ def _earlier_gradients(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
         held = TRAINING if accumulating(setting) else (*BACKWARDS, Phase.STEP)
         return (Entry(Item.GRADIENTS, Device.GPU, FP32 * part, held, f"4 B x slice {part:,}, on the GPU"),)
     if ledger.stage == 1:
-        phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else (Phase.BACKWARD_END,)
+        whole = () if ledger.knobs.overlap_comm else (Phase.BACKWARD_END,)
+        phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else whole
         return (Entry(Item.GRADIENTS, Device.GPU, e * trainable.total, phases, f"{e} B x {trainable.total:,}, whole"),)
     earlier = e * touched(trainable, setting.world_size) if accumulating(setting) else 0
     pinned_tensors = _pinned_entry(Item.ACCUMULATED, earlier, "gradients of earlier micro-steps, pinned")
@@ -319,9 +354,9 @@ def _gpu_update(ledger: Ledger, elements: int) -> tuple[Work, ...]:
     )
 
 
-def _waited_for(ledger: Ledger) -> tuple[Work, ...]:
-    """Reductions without overlap_comm: the backward pass waits for each."""
-    return tuple(replace(work, side=False) for work in ledger.work if work.name == GRADIENT_ALL_REDUCE)
+def _reductions(ledger: Ledger, *, waited: bool) -> tuple[Work, ...]:
+    """Reductions of gradients: without overlap_comm the backward pass waits for each."""
+    return tuple(replace(work, side=not waited) for work in ledger.work if work.name == GRADIENT_ALL_REDUCE)
 
 
 def _flat_traffic(ledger: Ledger, setting: Setting, part: int) -> tuple[Work, ...]:
@@ -392,19 +427,20 @@ def _stage3_traffic(ledger: Ledger, part: int, share: int) -> tuple[Work, ...]:
     )
 
 
-def _on_nvme(ledger: Ledger, setting: Setting) -> Ledger:
+def _on_nvme(ledger: Ledger, setting: Setting, buffer_count: int) -> Ledger:
     """Stage 3: 16 bytes per element on NVMe, swapped through pinned buffers; read and written once per step."""
     e, d = ledger.computation.precision.bytes, setting.world_size
     part = tensor_partition(ledger.trainable, d)
-    group = min(part, NVME_SUB_GROUP_ELEMENTS + -(-ledger.trainable.largest // d))
-    buffers = SWAP_BUFFER_COUNT * FP32 * group
+    size = ledger.knobs.sub_group or NVME_SUB_GROUP_ELEMENTS
+    group = min(part, size + -(-ledger.trainable.largest // d))
+    buffers = buffer_count * FP32 * group
     return (
         ledger.without(Item.MASTER, Item.MOMENTS, Item.GRADIENTS, Item.STEP_TEMPORARIES)
         .plus(
             Entry(Item.MASTER, Device.NVME, FP32 * part, ALWAYS, f"4 B x {part:,}"),
             Entry(Item.MOMENTS, Device.NVME, 2 * FP32 * part, ALWAYS, f"8 B x {part:,}"),
             Entry(Item.GRADIENTS_HOST, Device.NVME, FP32 * part, ALWAYS, f"4 B x {part:,}"),
-            _pinned_entry(Item.SWAP_BUFFERS, buffers, f"{SWAP_BUFFER_COUNT} x 4 B x sub-group {group:,}, pinned"),
+            _pinned_entry(Item.SWAP_BUFFERS, buffers, f"{buffer_count} x 4 B x sub-group {group:,}, pinned"),
             _pinned_entry(Item.GRADIENTS, e * part, f"{e} B x {part:,}, pinned"),
         )
         .not_doing(OPTIMIZER_UPDATE)
@@ -415,12 +451,12 @@ def _on_nvme(ledger: Ledger, setting: Setting) -> Ledger:
         )
         .keys(
             zero_optimization={
-                "sub_group_size": NVME_SUB_GROUP_ELEMENTS,
+                "sub_group_size": size,
                 "offload_optimizer": {
                     "device": "nvme",
                     "nvme_path": setting.nvme_path,
                     "pin_memory": True,
-                    "buffer_count": SWAP_BUFFER_COUNT,
+                    "buffer_count": buffer_count,
                     "pipeline_read": False,
                     "pipeline_write": False,
                     "fast_init": False,

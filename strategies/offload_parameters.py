@@ -30,6 +30,9 @@ class OffloadParameters:
     """
 
     device: str = "cpu"
+    buffer_count: int = NVME_BUFFER_COUNT  # of a configuration that is judged, as the next two
+    buffer_size: int | None = None  # elements; None: as large as the largest partition needs
+    max_in_cpu: int = 0  # elements that stay in RAM
     rank = 61
 
     @property
@@ -60,15 +63,20 @@ class OffloadParameters:
                 Entry(Item.WEIGHTS, Device.HOST, trained, ALWAYS, why, upper=2 * trained),
                 Entry(Item.FROZEN, Device.HOST, frozen, ALWAYS, "pinned tensor by tensor", upper=2 * frozen),
             ).keys(zero_optimization={"offload_param": {"device": "cpu", "pin_memory": True}})
-        return _on_nvme(left, setting, size)
+        return _on_nvme(left, setting, size, self)
 
 
-def _on_nvme(ledger: Ledger, setting: Setting, size: int) -> Ledger:
+def smallest_buffer(setting: Setting) -> int:
+    """Elements a swap buffer must have: the largest tensor's partition, rounded up."""
+    piece = -(-largest_module(setting.model) // setting.world_size)
+    return -(-piece // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
+
+
+def _on_nvme(ledger: Ledger, setting: Setting, size: int, told: OffloadParameters) -> Ledger:
     """No prefetch: 0.19.8 crashes in the second step with it; max_in_cpu 0, so that RAM holds the buffers alone."""
-    e, largest = ledger.computation.precision.bytes, largest_module(setting.model)
-    piece = -(-largest // setting.world_size)
-    buffer = -(-piece // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT
-    pinned = NVME_BUFFER_COUNT * buffer * e
+    e = ledger.computation.precision.bytes
+    buffer = smallest_buffer(setting) if told.buffer_size is None else told.buffer_size
+    pinned, kept = told.buffer_count * buffer * e, min(size, told.max_in_cpu * e)
     window = next(x for x in ledger.entries if x.item is Item.GATHERED)
     keys: dict[str, Any] = {
         "stage3_prefetch_bucket_size": 0,
@@ -76,22 +84,23 @@ def _on_nvme(ledger: Ledger, setting: Setting, size: int) -> Ledger:
             "device": "nvme",
             "nvme_path": setting.nvme_path,
             "pin_memory": True,
-            "buffer_count": NVME_BUFFER_COUNT,
+            "buffer_count": told.buffer_count,
             "buffer_size": buffer,
-            "max_in_cpu": 0,
+            "max_in_cpu": told.max_in_cpu,
         },
     }
     return (
         ledger.without(Item.GATHERED)
         .plus(
             replace(window, why=f"{window.why}; upper bound, since nothing is fetched ahead"),
-            Entry(Item.WEIGHTS, Device.NVME, size, ALWAYS, f"{size:,} B a rank"),
+            Entry(Item.WEIGHTS, Device.NVME, size - kept, ALWAYS, f"{size - kept:,} B a rank"),
+            Entry(Item.WEIGHTS, Device.HOST, kept, ALWAYS, f"max_in_cpu {told.max_in_cpu:,}, pinned", upper=2 * kept),
             Entry(
                 Item.SWAP_BUFFERS,
                 Device.HOST,
                 pinned,
                 ALWAYS,
-                f"{NVME_BUFFER_COUNT} x {e} B x {buffer:,}, pinned",
+                f"{told.buffer_count} x {e} B x {buffer:,}, pinned",
                 upper=2 * pinned,
             ),
         )

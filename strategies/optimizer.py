@@ -52,12 +52,13 @@ class Optimizer:
     """
 
     name: str = "adamw"
+    told: Kind | None = None  # sizes of a configuration's own optimizer
     rank = 20
 
     @property
     def kind(self) -> Kind:
         """The optimizer's sizes."""
-        return OPTIMIZERS[self.name]
+        return self.told or OPTIMIZERS[self.name]
 
     @property
     def facts(self) -> Mapping[str, object]:

@@ -17,13 +17,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..planner.gathering import (
-    PERSISTENCE_PER_HIDDEN,
     gathered_entries,
+    kept_elements,
     live_elements,
+    persistence_elements,
     persistent_elements,
     prefetch_elements,
     reduce_bucket_elements,
+    reuse_elements,
 )
+from ..planner.knobs import CHOSEN, Knobs
 from ..planner.ledger import (
     ALWAYS,
     BACKWARDS,
@@ -65,20 +68,23 @@ from ..planner.transform import Setting
 from ..planner.work import Resource, When, Work
 
 
-def sub_group_elements(tensors: Tensors, ranks: int) -> int:
+def sub_group_elements(tensors: Tensors, ranks: int, size: int = SUB_GROUP_ELEMENTS) -> int:
     """s: elements of the largest sub-group."""
-    return max(sub_groups(tensors, ranks, SUB_GROUP_ELEMENTS))
+    return max(sub_groups(tensors, ranks, size))
 
 
 @dataclass(frozen=True, slots=True)
 class Zero:
     """Stage 0 replicates; 1 cuts the optimizer; 2 the gradients too; 3 the parameters too.
 
+    ``knobs`` are the sizes of a configuration that is judged; without them the sizes are chosen here.
+
     >>> Zero(3).name
     'zero-3'
     """
 
     stage: int
+    knobs: Knobs = CHOSEN
     rank = 50
 
     @property
@@ -97,7 +103,7 @@ class Zero:
 
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
         """Cut the states over the ranks."""
-        staged = replace(ledger, stage=self.stage).keys(
+        staged = replace(ledger, stage=self.stage, knobs=self.knobs).keys(
             train_micro_batch_size_per_gpu=setting.micro_batch,
             gradient_accumulation_steps=setting.gradient_accumulation_steps,
             gradient_clipping=1.0,
@@ -116,9 +122,14 @@ def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
         return _stage1_fp32(ledger, setting)
     n, e = ledger.trainable.total, ledger.computation.precision.bytes
     touch = touched(ledger.trainable, setting.world_size, padded=True)
-    waiting = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
-    reduced = (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS  # at the end the whole gradient covers it
-    return _flat_states(ledger, setting, bucket_phases=_union(waiting, BACKWARDS)).plus(
+    waiting: tuple[Phase, ...] = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
+    reduced: tuple[Phase, ...] = (
+        (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS
+    )  # at the end the whole gradient covers it
+    bucket_phases = _union(waiting, BACKWARDS)
+    if not ledger.knobs.overlaps:  # nothing is reduced before the backward pass is over
+        waiting, reduced = waiting or (Phase.BACKWARD_END,), (Phase.BACKWARD_END,)
+    return _flat_states(ledger, setting, bucket_phases=bucket_phases).plus(
         Entry(Item.ACCUMULATED, Device.GPU, e * n if waiting else 0, waiting, f"{e} B x {n:,}, whole"),
         Entry(Item.GRADIENTS, Device.GPU, e * touch, (*reduced, Phase.STEP), f"{e} B x P_touch {touch:,}"),
     ).doing(_reduction(ledger, setting, once=True))  # fmt: skip
@@ -191,7 +202,8 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
     """What stages 1 and 2 share: flat weights, one slice of master and states, the double bucket, the step's copies."""
     e, d = ledger.computation.precision.bytes, setting.world_size
     part, flat = flat_partition(ledger.trainable, d), flat_elements(ledger.trainable, d)
-    bucket, largest = reduce_bucket_elements(setting.model), ledger.trainable.largest
+    bucket, largest = reduce_bucket_elements(setting.model, ledger.knobs), ledger.trainable.largest
+    buffers, doubled = (2, "overlap_comm doubles it") if ledger.knobs.overlaps else (1, "overlap_comm is off")
     copies = FP32 if e == FP32 else e + FP32  # flattened, then cast to fp32: no second copy where it is fp32 already
     freed = e * touched(ledger.trainable, d, padded=True)  # 16-bit gradients are gone once they are flattened
     updating = round((FP32 + ledger.optimizer.step_bytes) * part) - freed
@@ -219,9 +231,9 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
             Entry(
                 Item.REDUCE_BUCKET,
                 Device.GPU,
-                2 * e * bucket,
+                buffers * e * bucket,
                 _union(bucket_phases, ()),
-                f"2 x {e} B x {bucket:,} (overlap_comm doubles it)",
+                f"{buffers} x {e} B x {bucket:,} ({doubled})",
             ),
             in_flight_entry(ledger, setting),
             Entry(
@@ -235,7 +247,7 @@ def _flat_states(ledger: Ledger, setting: Setting, *, bucket_phases: tuple[Phase
         .doing(_update(ledger, part), _weights_gather(ledger, setting))
         .keys(
             zero_optimization={
-                "overlap_comm": True,
+                "overlap_comm": ledger.knobs.overlaps,
                 "contiguous_gradients": True,
                 "reduce_bucket_size": bucket,
             }
@@ -254,7 +266,10 @@ def _update(ledger: Ledger, elements: int) -> Work:
 
 
 def _reduction(ledger: Ledger, setting: Setting, *, once: bool) -> Work:
-    """Stages 1 and 2 all-reduce whole buckets: stage 1 in the last micro-step, stage 2 in each."""
+    """Stages 1 and 2 all-reduce whole buckets: stage 1 in the last micro-step, stage 2 in each.
+
+    Without overlap_comm the backward pass waits for each.
+    """
     e = ledger.computation.precision.bytes
     return Work(
         name=GRADIENT_ALL_REDUCE,
@@ -262,8 +277,8 @@ def _reduction(ledger: Ledger, setting: Setting, *, once: bool) -> Work:
         amount=e * moved_elements(ledger.trainable, setting.world_size),
         when=When.BACKWARD,
         once=once,
-        side=True,
-        message_bytes=e * min(reduce_bucket_elements(setting.model), ledger.trainable.total),
+        side=ledger.knobs.overlaps,
+        message_bytes=e * min(reduce_bucket_elements(setting.model, ledger.knobs), ledger.trainable.total),
         source="DeepSpeed 0.19.8 stage_1_and_2.py, collectives counted on real engines",
     )
 
@@ -284,7 +299,8 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
     e, d, model = ledger.computation.precision.bytes, setting.world_size, setting.model
     part, frozen = tensor_partition(ledger.trainable, d), tensor_partition(ledger.frozen, d)
     quantized = ledger.bytes_of(Item.QUANTIZED)
-    bucket, group = reduce_bucket_elements(model), sub_group_elements(ledger.trainable, d)
+    bucket = reduce_bucket_elements(model, ledger.knobs)
+    group = sub_group_elements(ledger.trainable, d, ledger.knobs.sub_group or SUB_GROUP_ELEMENTS)
     a = accumulation_bytes(ledger)
     copies = FP32 if a == FP32 else a + FP32  # flattened, then cast to fp32: no second copy where it is fp32 already
     why = f"{part:,} elements: {ledger.trainable.total:,} / {d} ranks, padded tensor by tensor"
@@ -336,11 +352,26 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
                 "one tensor gathered whole; or fp32 zeros of a sub-group, before gradients and bucket are there",
             ),
             Entry(Item.PERSISTENT, Device.GPU, again, (Phase.STEP,), "gathered again, less the step's temporaries"),
+            *_secondary(ledger),
             *(gathered_entries(ledger, setting) if d > 1 else ()),  # one rank's partitions are the parameters
         )
         .doing(_update(ledger, part), *_stage3_traffic(ledger, setting))
-        .keys(zero_optimization=stage3_keys(model))
+        .keys(zero_optimization=stage3_keys(model, ledger.knobs))
     )
+
+
+def _secondary(ledger: Ledger) -> tuple[Entry, ...]:
+    """hpZ: a second copy of the weights, cut over fewer ranks, from the first forward pass to the step.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/partition_parameters.py, ``_partition_param_sec``; walked with two ranks.
+    """
+    ranks, e = ledger.knobs.secondary_ranks, ledger.computation.precision.bytes
+    if ranks < 2:
+        return ()
+    elements = sum(tensor_partition(tensors, ranks) for tensors in (ledger.trainable, ledger.frozen))
+    why = f"{e} B x {elements:,}: zero_hpz_partition_size {ranks}"
+    return (Entry(Item.GATHERED, Device.GPU, e * elements, (Phase.FORWARD, Phase.LOSS, *BACKWARDS, Phase.STEP), why),)
 
 
 def _stage3_traffic(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
@@ -348,14 +379,15 @@ def _stage3_traffic(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
     e, model = ledger.computation.precision.bytes, setting.model
     moved = [moved_elements(tensors, setting.world_size) for tensors in (ledger.trainable, ledger.frozen)]
     everything = e * sum(moved) + ledger.bytes_of(Item.QUANTIZED)
-    kept = e * min(live_elements(model), ledger.trainable.total + ledger.frozen.total)
+    knobs = ledger.knobs
+    kept = e * min(kept_elements(model, knobs), ledger.trainable.total + ledger.frozen.total)
     message = float(e * layer_elements(model))
     gather = Work(
         name="gather parameters, forward",
         resource=Resource.ALL_GATHER,
         amount=everything,
         when=When.FORWARD,
-        side=True,
+        side=ledger.knobs.overlaps,
         message_bytes=message,
         source="DeepSpeed 0.19.8 partitioned_param_coordinator.py, collectives counted on real engines",
     )
@@ -363,25 +395,24 @@ def _stage3_traffic(ledger: Ledger, setting: Setting) -> tuple[Work, ...]:
     scatter = replace(
         gather,
         name="reduce-scatter gradients",
-        resource=Resource.REDUCE_SCATTER,
+        resource=Resource.REDUCE_SCATTER if knobs.reduce_scatter else Resource.ALL_REDUCE,
         amount=e * moved[0],
         when=When.BACKWARD,
-        message_bytes=float(e * min(reduce_bucket_elements(model), ledger.trainable.total)),
+        message_bytes=float(e * min(reduce_bucket_elements(model, knobs), ledger.trainable.total)),
     )
     return gather, again, scatter
 
 
-def stage3_keys(model: Model) -> dict[str, Any]:
+def stage3_keys(model: Model, knobs: Knobs = CHOSEN) -> dict[str, Any]:
     """ds_config.json's stage-3 sizes: the very numbers of the lines above."""
-    live = live_elements(model)
     return {
-        "overlap_comm": True,
+        "overlap_comm": knobs.overlaps,
         "contiguous_gradients": True,
-        "reduce_bucket_size": reduce_bucket_elements(model),
-        "stage3_prefetch_bucket_size": prefetch_elements(model),
-        "stage3_param_persistence_threshold": PERSISTENCE_PER_HIDDEN * model.hidden,
-        "sub_group_size": SUB_GROUP_ELEMENTS,
-        "stage3_max_live_parameters": live,
-        "stage3_max_reuse_distance": live,
+        "reduce_bucket_size": reduce_bucket_elements(model, knobs),
+        "stage3_prefetch_bucket_size": prefetch_elements(model, knobs),
+        "stage3_param_persistence_threshold": persistence_elements(model, knobs),
+        "sub_group_size": knobs.sub_group or SUB_GROUP_ELEMENTS,
+        "stage3_max_live_parameters": live_elements(model, knobs),
+        "stage3_max_reuse_distance": reuse_elements(model, knobs),
         "stage3_gather_16bit_weights_on_model_save": True,
     }

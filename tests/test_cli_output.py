@@ -172,7 +172,7 @@ def small_plan(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_launch_command_is_quoted(small_plan: str) -> None:
     """The command can be pasted whatever the folder is called."""
     plan = json.loads((Path(small_plan) / "plan.json").read_text())
-    assert shlex.split(plan["launch"])[-1] == os.path.join(small_plan, "ds_config.json")
+    assert shlex.split(plan["launch"])[-1] == os.path.join(small_plan, "deepspeed.sh")
 
 
 def test_explain_shows_the_stack(small_plan: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,19 @@ def write_files(folder: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
     return tuple(folder / name for name in files)
 
 
+def changed(path: Path) -> bool:
+    """Whether a file that trainplan wrote is no longer what it wrote; one of which nothing is known is not.
+
+    >>> changed(Path("no such folder/plan.json"))
+    False
+    """
+    known = _digests(path.parent).get(path.name, ())
+    try:
+        return bool(known) and hashlib.sha256(path.read_bytes()).hexdigest() not in known
+    except OSError:
+        return False
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -101,8 +114,14 @@ def _write_beside(path: Path, text: str, beside: dict[str, Path]) -> None:
     os.chmod(name, 0o644)
 
 
-def write_new(path: Path, text: str, *, force: bool = False) -> None:
+def write_new(path: Path, text: str, *, force: bool = False, option: str = "--out") -> None:
     """Write one file whole or not at all; never over another, but where that is asked for.
+
+    Args:
+        path: the file.
+        text: what it will hold.
+        force: over another.
+        option: that named it, for messages.
 
     Raises:
         InputError: it is there already, or cannot be written.
@@ -110,7 +129,7 @@ def write_new(path: Path, text: str, *, force: bool = False) -> None:
     beside: dict[str, Path] = {}
     try:
         if path.is_dir():
-            raise InputError(f"--out {str(path)[:200]}: a folder; a file's name is needed; choose another --out")
+            raise InputError(f"{option} {str(path)[:200]}: a folder; a file's name is needed; choose another {option}")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_beside(path, text, beside)
         (temporary,) = beside
@@ -119,10 +138,11 @@ def write_new(path: Path, text: str, *, force: bool = False) -> None:
         else:
             os.link(temporary, path)  # fails where something is there, and leaves it alone
     except FileExistsError:
-        raise InputError(f"--out {str(path)[:200]}: is there already; choose another --out, or add --force") from None
+        other = ", or add --force" if option == "--out" else ""
+        raise InputError(f"{option} {str(path)[:200]}: is there already; choose another {option}{other}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--out {str(path)[:200]}: cannot write, {reason}; choose another --out") from None
+        raise InputError(f"{option} {str(path)[:200]}: cannot write, {reason}; choose another {option}") from None
     finally:
         for name in beside:
             with contextlib.suppress(OSError):

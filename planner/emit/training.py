@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..candidate import Candidate
+from ..compatibility import pinned
 from ..computation import AttentionImplementation
 from ..models import catalog
 from ..recipe import adamw_parameters
@@ -12,16 +13,6 @@ from ..recipe import adamw_parameters
 # transformers' ``attn_implementation``; SDPA takes its flash kernel where no mask is handed over, and needs no package.
 ATTENTION = {AttentionImplementation.FLASH: "sdpa", AttentionImplementation.EAGER: "eager"}
 QUANT_BLOCK = 64  # elements that share one scale; bitsandbytes' own choice for NF4, which no option changes
-# What the ledger was compared with, and the emitted files were run with: the extra "train" of pyproject.toml.
-VERSIONS = {
-    "torch": "2.13.0",
-    "deepspeed": "0.19.8",
-    "transformers": "5.23.0",
-    "accelerate": "1.15.0",
-    "peft": "0.21.2",
-    "bitsandbytes": "0.50.2",
-    "datasets": "5.2.0",
-}
 
 
 def training_document(c: Candidate) -> dict[str, Any]:
@@ -47,7 +38,7 @@ def training_document(c: Candidate) -> dict[str, Any]:
         "liger": computation.liger,
         "compile": computation.compiled,
         "save_every_steps": save_every_steps(c),
-        "versions": dict(VERSIONS),
+        "versions": dict(pinned()),  # what the ledger was compared with, and the emitted files were run with
     }
 
 

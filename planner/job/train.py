@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 8 train.py --data corpus.jsonl
 
 plan.json lies beside this file. The job goes on from its newest checkpoint by itself; start it again with the same
-command after a failure, a spot notice or a kill. Needs torch, transformers, deepspeed, datasets; peft and bitsandbytes
-where the plan has adapters. Exit codes: 0 done, 2 wrong input (one line), 75 stopped by SIGTERM and saved.
+command after a failure, a spot notice or a kill. Needs Python 3.11, torch, transformers, deepspeed, datasets; peft and
+bitsandbytes where planned. Exit codes: 0 done, 2 wrong input (one line), 75 stopped by SIGTERM and saved.
 
     read_plan, check_plan, check_world    plan.json is checked before anything heavy is loaded
     build_model, checkpoint_layers        precision, quantisation, adapters, recomputation, chunked loss
@@ -488,7 +488,7 @@ def _source(path: str) -> dict[str, Any]:
     """Arguments of load_dataset: a local file by its suffix, a local folder, else a hub id."""
     local, suffix = Path(path), Path(path).suffix
     if local.is_dir():
-        return {"path": path}
+        return {"path": str(local.resolve())}
     if local.is_file():
         if suffix not in FORMATS:
             known = ", ".join(FORMATS)
@@ -844,8 +844,9 @@ class Checkpoints:
         with chdir(self.folder):  # DeepSpeed looks for its files by patterns, which a folder's name must not join
             engine.save_checkpoint(".", tag=partial_name, save_latest=False, exclude_frozen_parameters=adapters)
         torch.save({**position, "backup": backup_state(engine)}, self.folder / partial_name / f"rank{rank()}.pt")
+        barrier()  # every rank has written
         if local_rank() == 0:
-            flush_files(self.folder / partial_name)
+            flush_files(self.folder / partial_name)  # each node what it wrote
         barrier()
         if rank() == 0:
             self._finish(self.folder / partial_name, step)
@@ -865,9 +866,12 @@ class Checkpoints:
         """Weights and optimizer into the engine; the rank's position."""
         import torch
 
+        folder = self.folder / _name(step)
         with chdir(self.folder):
-            engine.load_checkpoint(".", tag=_name(step), load_module_strict=not adapters)
-        position = torch.load(self.folder / _name(step) / f"rank{rank()}.pt", weights_only=True)
+            found, _ = engine.load_checkpoint(".", tag=folder.name, load_module_strict=not adapters)
+        if found is None:
+            raise Refused(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to go on from the one before")
+        position = torch.load(folder / f"rank{rank()}.pt", map_location="cpu", weights_only=True)
         load_backup(engine, position["backup"])
         return dict(position)
 
@@ -1231,7 +1235,8 @@ def run(options: argparse.Namespace) -> int:
     checkpoints.prepare(resumed)
     tokenizer = open_tokenizer(options.tokenizer)
     stream = open_stream(plan, options, tokenizer)
-    path = options.model or new_model(plan, options.out / "initial", seed=options.seed, vocabulary=len(tokenizer))
+    fresh = options.out / f"initial-{options.seed}"
+    path = options.model or new_model(plan, fresh, seed=options.seed, vocabulary=len(tokenizer))
     engine = start_engine(build_model(plan, path, seed=options.seed), plan)
     training = Training(engine, plan, stream, checkpoints, options)
     position = training.resume(resumed)

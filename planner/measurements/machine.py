@@ -48,6 +48,15 @@ def _limited(gpu: Gpu, watts: float) -> Gpu:
     return replace(gpu, tdp_w=watts)
 
 
+def gpu_named(name: str, memory_gb: float = 0.0) -> Gpu | None:
+    """The catalog's accelerator of a name as drivers and papers write it; None: it has none.
+
+    >>> gpu_named("NVIDIA A100-SXM4-80GB").name, gpu_named("NVIDIA RTX 6000 Ada Generation").name, gpu_named("abacus")
+    ('a100-80', 'rtx6000-ada', None)
+    """
+    return _gpu(name, memory_gb)
+
+
 @lru_cache(maxsize=1024)
 def _gpu(name: str, memory_gb: float) -> Gpu | None:
     """By its name, or by the name less form factor, remarks and brand, with its size where the catalog needs it."""

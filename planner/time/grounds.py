@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..calibration import Calibration
 from ..efficiency import Figure, architecture_key, architecture_keys, figure, first, has
 from ..hardware import Gpu, Node
 from ..work import Resource, Work
+from .fabrics import fabrics
 from .network import COLLECTIVES, rests_on
 
 KINDS = ("measured", "datasheet", "derived", "fitted", "assumed")  # the surest first
@@ -29,12 +31,34 @@ def ground_of(work: Work, node: Node, nodes: int, ranks_per_node: int) -> Ground
     return _ground(work.resource, node.gpu, work.bits)
 
 
+def _as_measured(ground: Ground, factor: float) -> Ground:
+    """A figure that rows of the platform have moved."""
+    if factor == 1.0:
+        return ground
+    return Ground(f"{ground.figure} x {factor:.3f} (profile)", "fitted", f"--profile; shipped figure: {ground.source}")
+
+
+def _factor(resource: Resource, own: Calibration) -> float:
+    """What a profile multiplies the rate of a resource by."""
+    return {
+        Resource.MATMUL: own.matmul,
+        Resource.ATTENTION: own.attention,
+        Resource.MEMORY: own.memory,
+        Resource.LAUNCH: own.launches,
+        Resource.HOST_MEMORY: own.host_memory,
+        Resource.NVME_READ: own.nvme,
+        Resource.NVME_WRITE: own.nvme,
+    }.get(resource, own.host_link)
+
+
 @lru_cache(maxsize=4096)
 def _network_ground(kind: Resource, node: Node, nodes: int, ranks_per_node: int) -> Ground:
     shares = [f for f in rests_on(kind, node, nodes, ranks_per_node) if f.name.endswith("share")]
     if not shares:
         return Ground("no network", "derived", "one rank talks to nobody")
-    return Ground(f"fabrics.toml {shares[-1].name}", shares[-1].kind, shares[-1].source)
+    is_between = shares[-1].name.split(".")[0] in fabrics("between")
+    factor = node.gpu.calibration.between if is_between else node.gpu.calibration.inside
+    return _as_measured(Ground(f"fabrics.toml {shares[-1].name}", shares[-1].kind, shares[-1].source), factor)
 
 
 TABLES = {
@@ -51,6 +75,10 @@ TABLES = {
 
 @lru_cache(maxsize=1024)
 def _ground(resource: Resource, gpu: Gpu, bits: int) -> Ground:
+    return _as_measured(_shipped_ground(resource, gpu, bits), _factor(resource, gpu.calibration))
+
+
+def _shipped_ground(resource: Resource, gpu: Gpu, bits: int) -> Ground:
     if resource is Resource.MATMUL:
         return _matmul_ground(gpu, bits)
     if resource is Resource.ATTENTION:

@@ -30,12 +30,13 @@ def host_link_bytes_per_s(node: Node, ranks: int) -> float:
         configs/efficiency.toml, host_link and host_link_gpus_per_uplink.
     """
     sharing = min(gpus_per_uplink(node.gpu), ranks)
-    return node.gpu.host_link_bytes_per_s * value("host_link", "share") / sharing
+    return node.gpu.calibration.host_link * node.gpu.host_link_bytes_per_s * value("host_link", "share") / sharing
 
 
 def pageable_bytes_per_s(node: Node, ranks: int) -> float:
     """Likewise for memory that is not pinned: the driver's thread copies it to pinned memory first."""
-    return min(host_link_bytes_per_s(node, ranks), value("host_link", "pageable_bytes_per_s"))
+    pageable = node.gpu.calibration.host_link * value("host_link", "pageable_bytes_per_s")
+    return min(host_link_bytes_per_s(node, ranks), pageable)
 
 
 def vcpus(node: Node) -> float:
@@ -54,10 +55,20 @@ def cpu_optimizer_bytes_per_s(node: Node, ranks: int) -> float:
         configs/efficiency.toml, host_memory; compared in tests/oracles/test_against_cpu_adam.py.
     """
     threads = vcpus(node) / ranks
-    return threads * value("host_memory", "bytes_per_s_per_vcpu") * value("host_memory", "share")
+    return (
+        node.gpu.calibration.host_memory
+        * threads
+        * value("host_memory", "bytes_per_s_per_vcpu")
+        * value("host_memory", "share")
+    )
 
 
 def nvme_bytes_per_s(node: Node, ranks: int, direction: str) -> float:
     """Assumed drives of a node, by the generation of its PCIe; ``direction`` is read or write."""
     modern = node.gpu.host_link_bytes_per_s > value("nvme", "gen5_above_host_link")
-    return node.gpus * value("nvme", f"{'gen5' if modern else 'gen4'}_{direction}_per_gpu") / ranks
+    return (
+        node.gpu.calibration.nvme
+        * node.gpus
+        * value("nvme", f"{'gen5' if modern else 'gen4'}_{direction}_per_gpu")
+        / ranks
+    )

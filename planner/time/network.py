@@ -74,11 +74,12 @@ class _Way(NamedTuple):
 
 
 def _link_bytes_per_s(gpu: Gpu, fabric: Fabric, peers: int) -> float:
-    """Datasheet rate out of one GPU to so many peers."""
+    """Datasheet rate out of one GPU to so many peers, times what rows of the platform say."""
+    own = gpu.calibration.inside
     if fabric.name.startswith("pcie"):
-        return gpu.host_link_bytes_per_s
+        return own * gpu.host_link_bytes_per_s
     wires = min(1.0, peers / fabric.mesh_peers) if fabric.mesh_peers else 1.0
-    return gpu.link_bytes_per_s * wires
+    return own * gpu.link_bytes_per_s * wires
 
 
 def _domains(node: Node, nodes: int, ranks_per_node: int) -> tuple[int, int]:
@@ -100,7 +101,7 @@ def _nic_bytes_per_s(node: Node, fabric: Fabric, ranks: int) -> float:
         raise ValueError(
             f"network between nodes of {node.gpu.name}: unknown (internode_bytes_per_s is None); plan one node"
         )
-    return node.internode_bytes_per_s / node.gpus * fabric.share.at(ranks)
+    return node.gpu.calibration.between * node.internode_bytes_per_s / node.gpus * fabric.share.at(ranks)
 
 
 @lru_cache(maxsize=4096)

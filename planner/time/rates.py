@@ -70,19 +70,21 @@ def rates(node: Node, ranks_per_node: int, precision: Precision, layers: int = 1
     peak = _peak_flop_per_s(gpu, precision)
     if not peak:
         raise ValueError(refusal(gpu, precision))
-    key = architecture_key(gpu.architecture)
+    key, own = architecture_key(gpu.architecture), gpu.calibration
     measured = gpu.matmul_efficiency or optional("matmul_ceiling", *architecture_keys(gpu.architecture))
     ceiling = measured or value("matmul_ceiling", "other")
     found = Rates(
-        matmul_flop_per_s=_sustained_flop_per_s(gpu, peak, ceiling, "matmul_energy"),
+        matmul_flop_per_s=own.matmul * _sustained_flop_per_s(gpu, peak, ceiling, "matmul_energy"),
         low_flop_per_s=_low_rates(gpu),
         element_bytes=precision.bytes,
         multiprocessors=int(value("multiprocessors", key)),
         half_k=value("matmul_shape", "half_k"),
-        attention_flop_per_s=peak * (optional("attention", gpu.name, key) or value("attention", "other")),
+        attention_flop_per_s=own.attention
+        * peak
+        * (optional("attention", gpu.name, key) or value("attention", "other")),
         half_keys=value("attention_shape", "half_keys"),
-        memory_bytes_per_s=gpu.memory_bandwidth_bytes_per_s * value("memory", "bandwidth"),
-        launch_s=value("launch", "seconds"),
+        memory_bytes_per_s=own.memory * gpu.memory_bandwidth_bytes_per_s * value("memory", "bandwidth"),
+        launch_s=value("launch", "seconds") / own.launches,
         layers=layers,
         interference_share=value("overlap", "interference"),
         host_link_bytes_per_s=host_rates.host_link_bytes_per_s(node, ranks_per_node),
@@ -125,5 +127,7 @@ def _low_rates(gpu: Gpu) -> tuple[tuple[int, float], ...]:
         (4, gpu.fp4_flop_per_s, value("fp4_ceiling", key), "fp4_energy"),
     )
     return tuple(
-        (bits, _sustained_flop_per_s(gpu, peak, ceiling, energy)) for bits, peak, ceiling, energy in rows if peak
+        (bits, gpu.calibration.matmul * _sustained_flop_per_s(gpu, peak, ceiling, energy))
+        for bits, peak, ceiling, energy in rows
+        if peak
     )

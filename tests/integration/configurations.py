@@ -71,6 +71,7 @@ class Planned:
     ds_config: Mapping[str, Any]
     checkpointed_layers: int
     trainable: int  # elements that the plan's ledger trains
+    facts: Mapping[str, object]  # what its strategies state
 
 
 def estimated(model: Model, **options: Any) -> Estimate:
@@ -89,12 +90,17 @@ def estimated(model: Model, **options: Any) -> Estimate:
 
 def planned(family: str = "llama", **options: Any) -> Planned:
     """The plan of a tiny model on two GPUs of one node, by `trainplan.estimate` with these options."""
-    tiny = MODELS[family]
-    model = build_model({"model_type": tiny.family, **tiny.config}, name=f"tiny-{family}", source="tests")
+    return planned_for(MODELS[family], **options)
+
+
+def planned_for(tiny: TinyModel, **options: Any) -> Planned:
+    """The same of any model small enough."""
+    model = build_model({"model_type": tiny.family, **tiny.config}, name=f"tiny-{tiny.family}", source="tests")
     found = estimated(model, **options)
     return Planned(
         model=tiny,
         ds_config=found.ds_config,
         checkpointed_layers=found.candidate.layers,
         trainable=found.candidate.ledger.trainable.total,
+        facts=found.candidate.stack.facts,
     )

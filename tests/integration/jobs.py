@@ -1,172 +1,156 @@
-"""Jobs of the emitted training script: a folder with train.py, plan.json, a tiny model, a tokenizer and some text."""
+"""Combinations of configs/compatibility.toml as jobs: what a plan emits for them, and what a training script adds."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from trainplan.planner.architectures import build_model
-from trainplan.planner.documents import adapters_row, decision, memory_document, model_row, time_document
-from trainplan.planner.emit.deepspeed import to_json
-from trainplan.planner.emit.training import training_document
+from trainplan.planner.compatibility import Refusal, stated_facts
+from trainplan.strategies.space import NAMES
 
-from .configurations import GPUS, LLAMA, estimated
-from .engine import ROOT, TIMEOUT_S, environment
+from .configurations import LORA, LORA_OPTIONS, Planned, planned_for
+from .engine import TINY_LLAMA, TinyModel, launch
 
-SCRIPT = ROOT / "planner" / "job" / "train.py"
-SECRET = "hf_thisIsASecretOfTheUser"
-WORDS = [f"word{i}" for i in range(300)]
-SEED = 20260101
+WORKER = "integration.engine_jobs"
+STEPS = 3
+SEQUENCE_TOKENS = 32
+# Half as wide and deep as the models of `configurations`: bf16 is computed slowly on a CPU, and there are many jobs.
+LLAMA = {**TINY_LLAMA, "num_hidden_layers": 2, "vocab_size": 256}
+MODELS = {
+    "llama": TinyModel(family="llama", config=LLAMA),
+    "mixtral": TinyModel(family="mixtral", config={**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+BACKEND = "eager"  # traces as inductor does, and compiles no C++; aot_eager takes 100 s at stage 3
+CHECKPOINTED = 1  # layers
+RATES = {"sgd": 0.1, "adafactor": 1e-2, "lion": 1e-4}  # three steps at 1e-3 move these too little, or too far
+ADAPTER_RATE, RATE = 1e-2, 1e-3
+OPTIONS = {
+    "zero_stage": "zero",
+    "method": "method",
+    "offload_optimizer": "offload_optimizer",
+    "offload_parameters": "offload_parameters",
+}
+SCRIPT = (
+    "moe",
+    "adapters",
+    "quant_storage",
+    "checkpointing",
+    "partial_share",
+    "hpz",
+)  # not options and not names to require
+LEGAL_ALONE = (
+    "zero_stage",
+    "method",
+    "optimizer",
+    "precision",
+)  # the rest of a refused combination is written by EDITS
+EDITS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    "offload_optimizer": lambda device: {
+        "zero_optimization": {"offload_optimizer": {"device": device, "nvme_path": "nvme"}}
+    },
+    "offload_parameters": lambda device: {
+        "zero_optimization": {"offload_param": {"device": device, "nvme_path": "nvme"}}
+    },
+    "partial_share": lambda _: {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+    "gradient_accumulation": lambda kind: {"data_types": {"grad_accum_dtype": kind}},
+}
+REQUIRED = {fact: name for name, fact in NAMES.items()}
 
 
-def document(*, steps: int = 5, save_every: int = 100, **options: Any) -> dict[str, Any]:
-    """plan.json of a tiny Llama on two GPUs of one node, by `trainplan.estimate` with these options."""
-    model = build_model({"model_type": "llama", **LLAMA}, name="tiny-llama", source="tests")
-    found = estimated(model, **options)
-    c = found.candidate
-    plan = {
-        "schema_version": 1,
-        "status": "planned",
-        "decision": decision(c),
-        "model": model_row(c),
-        "adapters": adapters_row(c),
-        "training": training_document(c) | {"steps": steps, "save_every_steps": save_every},
-        "ds_config": found.ds_config,
-        "memory": memory_document(c),
-        "time": time_document(c),
+def plan_of(facts: Mapping[str, object]) -> Planned:
+    """What `trainplan.estimate` emits for a tiny model of this combination."""
+    stated = {"zero_stage": 0, **stated_facts(facts)}
+    options: dict[str, Any] = {OPTIONS[fact]: value for fact, value in stated.items() if fact in OPTIONS}
+    options["require"] = tuple(
+        REQUIRED[fact, value] for fact, value in stated.items() if fact not in OPTIONS and fact not in SCRIPT
+    )
+    if stated.get("method") in ("lora", "qlora"):
+        options = {**LORA_OPTIONS, **options}
+    if stated.get("checkpointing"):
+        options["checkpointing"] = CHECKPOINTED
+    if stated.get("partial_share"):
+        options["offload_ratio"] = 0.6
+    return planned_for(MODELS["mixtral" if stated.get("moe") else "llama"], **options)
+
+
+def rate_of(facts: Mapping[str, object]) -> float:
+    """A learning rate at which three steps show."""
+    if facts.get("method") in ("lora", "qlora"):
+        return ADAPTER_RATE
+    return RATES.get(str(facts.get("optimizer")), RATE)
+
+
+def job_of(facts: Mapping[str, object], with_config: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The combination as `engine_jobs` reads it, with keys that no strategy emits."""
+    plan, rate = plan_of(facts), rate_of(facts)
+    return {
+        "ds_config": merged(with_rate(plan.ds_config, rate), with_config),
+        "model": asdict(plan.model),
+        "lora": {**asdict(LORA), "fp32": facts.get("adapters") == "fp32"} if adapted(facts) else None,
+        "checkpoint_layers": plan.checkpointed_layers,
+        "steps": STEPS,
+        "sequence_tokens": SEQUENCE_TOKENS,
+        "compile": BACKEND if facts.get("compile") else None,
+        "storage": facts.get("quant_storage", "bfloat16") if facts.get("method") == "qlora" else None,
+        "zero_init": facts.get("zero_stage") == 3 and facts.get("zero_init") is not False,
+        "attention": "eager" if facts.get("attention") == "eager" else None,
+        "optimizer": facts.get("optimizer", "adamw"),
+        "rate": rate,
+        "trainable": plan.trainable,
+        "pipeline": False,
     }
-    return json.loads(json.dumps(plan))  # type: ignore[no-any-return]  # reason: json is untyped
 
 
-def write_model(folder: Path, dtype: str = "bfloat16") -> None:
-    """A seeded tiny Llama as a user would have it, with a tokenizer of 300 words."""
-    import torch
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    torch.manual_seed(SEED)
-    config = transformers.AutoConfig.for_model("llama", **LLAMA)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
-    tokens = ["<unk>", "</s>", *WORDS]
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(tokens)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
-    fast.save_pretrained(folder)
+def refused_job(row: Refusal, facts: Mapping[str, object]) -> dict[str, Any]:
+    """An illegal combination as a job: what is emitted for its legal part, with the keys that make it illegal."""
+    legal = {fact: value for fact, value in facts.items() if fact in LEGAL_ALONE}
+    job = job_of(legal)
+    changes = [EDITS[fact](value) for fact, value in facts.items() if fact in EDITS]
+    for change in (*changes, row.with_config):
+        job["ds_config"] = merged(job["ds_config"], change)
+    return {**job, "pipeline": facts.get("pipeline", False)}
 
 
-def write_text(path: Path, documents: int = 40) -> None:
-    """Documents of 5 to 150 words that repeat themselves, so that learning shows."""
-    draw = random.Random(SEED)
-    lines = [" ".join(draw.choices(WORDS[:50], k=draw.randint(5, 150))) for _ in range(documents)]
-    path.write_text("\n".join(lines) + "\n")
+def merged(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with some keys set, blocks merged.
+
+    >>> merged({"a": {"b": 1}}, {"a": {"c": 2}})
+    {'a': {'b': 1, 'c': 2}}
+    """
+    found = dict(config)
+    for key, value in change.items():
+        block = found.get(key)
+        found[key] = merged(block, value) if isinstance(block, dict) and isinstance(value, Mapping) else value
+    return found
 
 
-@dataclass(frozen=True)
-class Job:
-    """A folder of a job, and how it is started."""
-
-    folder: Path
-
-    def start(
-        self, *options: str, processes: int = GPUS, data: str = "corpus.txt", **variables: str
-    ) -> subprocess.Popen[bytes]:
-        """The script under torchrun, in a session of its own; its output goes to output.txt."""
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
-            *("train.py", "--data", data, "--learning-rate", "1e-3", *options),
-        ]
-        with (self.folder / "output.txt").open("ab") as output:
-            return subprocess.Popen(
-                command,
-                env=environment() | {"HF_TOKEN": SECRET, "PYTHONPATH": ""} | variables,
-                cwd=self.folder,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def run(self, *options: str, **more: Any) -> str:
-        """Run to the end; what was printed.
-
-        Raises:
-            AssertionError: it failed or hung.
-        """
-        process = self.start(*options, **more)
-        code = wait(process)
-        assert code == 0, f"exit status {code}\n{self.output[-6000:]}"
-        return self.output
-
-    @property
-    def output(self) -> str:
-        """What was printed."""
-        return (self.folder / "output.txt").read_text(errors="replace")
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """The lines of measured.jsonl."""
-        return [json.loads(line) for line in (self.folder / "measured.jsonl").read_text().splitlines()]
-
-    @property
-    def losses(self) -> dict[int, float]:
-        """Loss by step; of a step that was done twice the later one."""
-        return {event["step"]: event["loss"] for event in self.events if event["event"] == "step"}
+def adapted(facts: Mapping[str, object]) -> bool:
+    """Whether adapters are trained."""
+    return facts.get("method") in ("lora", "qlora")
 
 
-def wait(process: subprocess.Popen[bytes]) -> int | None:
-    """Exit status; none: it hung and was killed."""
-    try:
-        return process.wait(TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        kill(process)
-        return None
+def with_rate(config: Mapping[str, Any], rate: float) -> dict[str, Any]:
+    """A copy with another learning rate, where ds_config names an optimizer."""
+    optimizer = config.get("optimizer")
+    if optimizer is None:
+        return dict(config)
+    return {**config, "optimizer": {**optimizer, "params": {**optimizer["params"], "lr": rate}}}
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of the launcher and all its ranks, which have sessions of their own."""
-    ranks = list(children(process.pid))
-    process.kill()
-    for pid in ranks:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def children(parent: int) -> Iterator[int]:
-    """Processes that a process started."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                yield int(stat.parent.name)
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], *, every_s: float = 0.005) -> None:
-    """Wait for something that the job does.
+def run_jobs(jobs: Sequence[Mapping[str, Any]], *, processes: int = 2) -> list[Any]:
+    """The reports of all ranks, one list for each job, in one start of the processes.
 
     Raises:
-        AssertionError: the job ended before.
+        AssertionError: a process ended or hung; carries the end of its output.
     """
-    while not condition():
-        assert process.poll() is None, "the job ended before it did what was waited for"
-        time.sleep(every_s)
-
-
-def new_job(folder: Path, plan: Mapping[str, Any], model: Path) -> Job:
-    """A job's folder as `trainplan emit` leaves it, with some text and a link to the model."""
-    folder.mkdir(parents=True)
-    shutil.copy(SCRIPT, folder / "train.py")
-    (folder / "plan.json").write_text(to_json(plan))
-    (folder / "ds_config.json").write_text(to_json(plan["ds_config"]))
-    (folder / "model").symlink_to(model)
-    write_text(folder / "corpus.txt")
-    return Job(folder)
+    with tempfile.TemporaryDirectory(prefix="trainplan-jobs-") as name:
+        folder = Path(name)
+        (folder / "specs.json").write_text(json.dumps(list(jobs)))
+        launch(folder, processes, worker=WORKER)
+        ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    return [list(reports) for reports in zip(*ranks, strict=True)]

@@ -1,7 +1,7 @@
 """DeepSpeed's own parser accepts what plans emit, for the planned number of ranks, and ignores none of the keys.
 
-What a CPU cannot train is checked here alone: fp16, 8-bit optimizers, QLoRA (bitsandbytes' kernels), NVMe (libaio on a
-local disk) and Lion on the GPU (DeepSpeed compiles it for CUDA only).
+What a CPU test machine cannot train is checked here alone: NVMe (libaio on a local disk) and Lion on the GPU (DeepSpeed
+compiles it for CUDA only).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The configurations are emitted ones, unchanged but for the learning rate, which is the user's to choose: at the emitted
 1e-5 three steps move the loss by 0.02, too little to tell a wrong step by; at 1e-3 they move it by 0.8 (measured).
 A rate that is 10 % off then shows (0.0026), another beta2 (0.0002) or no clipping (norms are below 1) does not.
-Lion is trained offloaded only: without a GPU DeepSpeed has no Lion but its CPU one. fp16, 8-bit optimizers, QLoRA and
-NVMe need what a CPU test machine lacks: `test_against_deepspeed_parser` parses them.
+Lion is trained offloaded only: without a GPU DeepSpeed has no Lion but its CPU one. QLoRA, 8-bit optimizers, fp16 and
+whatever else the compatibility table says runs are trained by `test_support`, on smaller models.
 """
 
 from __future__ import annotations

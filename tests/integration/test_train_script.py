@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 
 from .engine import LOSS_TOLERANCE
-from .jobs import SECRET, Job, children, document, kill, new_job, until, wait, write_model
+from .training_jobs import SECRET, Job, children, document, kill, new_job, until, wait, write_model
 
 pytestmark = pytest.mark.deepspeed
 
 STEPS = 6
 FAST = ("--learning-rate", "1e-2")  # adapters start at nothing
 LORA: Mapping[str, Any] = {"method": "lora", "lora_rank": 4, "lora_targets": ("q_proj", "v_proj", "up_proj")}
+FIRST = "step-00000002"
 PLACE = """it's "a job" [1]"""
 
 # Runs in every process of the job, in the test's environment alone: kills the job before a rename makes a folder valid.
@@ -45,21 +46,25 @@ def replace(source, destination, **more):
 os.replace = replace
 """
 
+PADDED = "padded-batches"  # of whole models, so that masks are tried as well; adapters are trained on full batches
 PLANS: Mapping[str, Mapping[str, Any]] = {
-    "zero0": {"zero": 0},
-    "zero2": {"zero": 2, "offload_optimizer": "cpu", "checkpointing": 2, "require": ("checkpointing-offload",)},
+    "zero0": {"zero": 0, "require": (PADDED,)},
+    "zero2": {
+        "zero": 2,
+        "offload_optimizer": "cpu",
+        "checkpointing": 2,
+        "require": (PADDED, "checkpointing-offload"),
+    },
     "zero3": {
         "zero": 3,
         "offload_parameters": "cpu",
         "offload_optimizer": "cpu",
         "checkpointing": 3,
-        "require": ("chunked-loss",),
+        "require": (PADDED, "chunked-loss"),
     },
-    "share": {"zero": 3, "offload_optimizer": "cpu", "offload_ratio": 0.6},
-    "padded": {"zero": 0, "require": ("padded-batches",)},
-    "padded3": {"zero": 3, "require": ("padded-batches", "chunked-loss")},
+    "share": {"zero": 3, "offload_optimizer": "cpu", "offload_ratio": 0.6, "require": (PADDED,)},
     "lora": {"zero": 2, **LORA},
-    "lora3": {"zero": 3, "checkpointing": 2, **LORA},
+    "lora3": {"zero": 3, "checkpointing": 2, "require": ("chunked-loss",), **LORA},
     "qlora": {"zero": 2, "checkpointing": 2, "method": "qlora", "lora_rank": 4},
 }
 NEW = ("--from-scratch", "--tokenizer", "model")
@@ -132,13 +137,6 @@ def test_trained_weights_load_as_any_model(trained: Callable[..., Job]) -> None:
     assert float(models[1](input_ids=ids, labels=ids).loss.detach()) < trained("zero3", *NEW).losses[1] - 0.5
 
 
-def test_padded_batches_train_alike(trained: Callable[..., Job]) -> None:
-    """Masked sequences of many lengths: chunked at stage 3 as transformers' own loss at stage 0."""
-    reference, job = trained("padded", *OLD), trained("padded3", *OLD)
-    assert_learns(reference.losses)
-    assert job.losses == pytest.approx(reference.losses, rel=0, abs=LOSS_TOLERANCE)
-
-
 def test_adapters_train_alike(trained: Callable[..., Job]) -> None:
     """LoRA at stage 3 with recomputed layers drops out the same elements as at stage 2 without."""
     reference, job = trained("lora", *OLD, *FAST), trained("lora3", *OLD, *FAST)
@@ -174,14 +172,14 @@ def test_killed_jobs_lose_nothing(started: Callable[..., Job], trained: Callable
     (tmp_path / "sitecustomize.py").write_text(KILLER)
 
     process = job.start(*options)  # killed while the first checkpoint is written
-    until(lambda: any(checkpoints.glob("step-00000002.partial/*")), process)
+    until(lambda: any(checkpoints.glob(f"{FIRST}.partial/*")), process)
     kill(process)
-    assert list(checkpoints.glob("step-*/complete.json")) in ([], [checkpoints / "step-00000002" / "complete.json"])
+    assert not [path for path in checkpoints.glob("step-*") if path.name not in (f"{FIRST}.partial", FIRST)]
 
     process = job.start(*options, PYTHONPATH=str(tmp_path), KILL_BEFORE="step-00000004")  # written, not made valid
     assert wait(process) != 0
     assert (checkpoints / "step-00000004.partial" / "complete.json").exists()
-    assert (checkpoints / "step-00000002" / "complete.json").exists()
+    assert (checkpoints / FIRST / "complete.json").exists()
 
     process = job.start(*options)  # killed at some moment after it went on
     until(lambda: any(event.get("resumed_step") == 2 for event in job.events), process)
@@ -213,7 +211,7 @@ def test_a_notice_saves_and_stops(started: Callable[..., Job], trained: Callable
     assert wait(process) != 0
     done = max(job.losses)
     assert 0 < done < STEPS
-    assert re.findall(r"exitcode *: (\d+)", job.output) == ["75", "75"]
+    assert set(re.findall(r"exitcode *: (\d+)", job.output)) == {"75"}
     assert f"stopped by SIGTERM after step {done}" in job.output
     assert (job.folder / "run" / "checkpoints" / f"step-{done:08d}" / "complete.json").exists()
     job.run(*NEW)

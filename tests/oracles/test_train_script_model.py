@@ -93,12 +93,15 @@ def test_inputs_of_layers_go_to_the_host(saved: Path, monkeypatch: pytest.Monkey
     """Under save_on_cpu lie the hidden states that enter the first k layers, and nothing else."""
     moved: list[Any] = []
 
-    class Recorded(torch.autograd.graph.saved_tensors_hooks):  # type: ignore[misc]  # reason: torch is untyped here
-        def __init__(self, pin_memory: bool) -> None:
-            assert pin_memory == torch.cuda.is_available()
-            super().__init__(lambda tensor: moved.append(tensor) or tensor, lambda tensor: tensor)
+    def recorded(pin_memory: bool) -> Any:
+        assert pin_memory == torch.cuda.is_available()
+        return torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
 
-    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", Recorded)
+    def note(tensor: Any) -> Any:
+        moved.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", recorded)
     model = train.build_model(plan(checkpointing=recomputed(2, on_host=True)), str(saved))
     entered: list[Any] = []
     for layer in train.decoder_layers(model)[:2]:

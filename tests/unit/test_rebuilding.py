@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from trainplan.api.rebuilding import candidate_of
 from trainplan.planner.architectures import build_model
+from trainplan.planner.compatibility import pinned
 from trainplan.planner.documents import decision
-from trainplan.planner.emit.training import VERSIONS
 from trainplan.planner.plan import core_document
 from trainplan.planner.planfile import read_plan
 
@@ -39,5 +39,5 @@ def test_fewer_layers_keep_the_decision() -> None:
 def test_versions_are_those_of_the_extra() -> None:
     """What a plan says it is for is what ``pip install 'trainplan[train]'`` gives."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pinned = dict(line.split("==") for line in project["optional-dependencies"]["train"] if "==" in line)
-    assert pinned == VERSIONS
+    exact = dict(line.split("==") for line in project["optional-dependencies"]["train"] if "==" in line)
+    assert exact == dict(pinned())

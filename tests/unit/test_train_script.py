@@ -20,7 +20,7 @@ TWO_GPUS = {"gpus": 2, "data_parallel_world_size": 2, "micro_batch": 1, "gradien
 
 def small(**changes: Any) -> dict[str, Any]:
     """A plan for two GPUs, from a golden one; keys with dots reach inwards."""
-    plan = json.loads(PLANS[0].read_text())
+    plan: dict[str, Any] = json.loads(PLANS[0].read_text())
     plan["decision"] |= TWO_GPUS
     plan["training"]["global_batch"] = plan["ds_config"]["train_batch_size"] = 4
     plan["ds_config"] |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2}
@@ -148,7 +148,7 @@ def test_checkpoints_of_another_job_are_refused(
     assert identity == train.identity(small(training__steps=7, training__save_every_steps=3), options)
     folder = tmp_path / "run" / "checkpoints" / "step-00000003"
     folder.mkdir(parents=True)
-    (folder / "complete.json").write_text(json.dumps(identity | changes))
+    (folder / "complete.json").write_text(json.dumps({**identity, **changes}))
     assert words in refused(small(), "--data", "x.txt")
 
 

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Llama-3-8B, qlora: 1 x h100 on 1 node, 954 steps of 256 sequences of 4,096 tokens; started by Kubeflow Trainer.
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+! grep -q 'SET-DATA' trainjob.yaml || { echo 'trainjob.yaml: write a path or name in place of SET-DATA, or emit again with --data' >&2; exit 2; }
+kubectl create configmap trainplan-llama-3-8b \
+  --from-file=train.py \
+  --from-file=plan.json \
+  --from-file=ds_config.json \
+  --dry-run=client --output=yaml | kubectl apply --server-side --filename=-
+kubectl create --filename=trainjob.yaml
