@@ -89,7 +89,7 @@ evidence-gpu: $(TEST_ENV)/.project ## measure memory on a GPU: make evidence-gpu
 lock: ## write constraints.txt anew from what installs today
 	rm -rf build/env-lock
 	$(call make_env,build/env-lock,)
-	build/env-lock/bin/pip install -qq -e '.[train,hub,dev]'
+	build/env-lock/bin/pip install -qq -e '.[train,hub,yaml,dev]'
 	{ echo "# Exact versions of everything that is installed for planning and testing; written by: make lock"; \
 	  echo "# Python 3.11, Linux x86-64, CPU build of torch (its CUDA build adds packages of its own)."; \
 	  build/env-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed -E 's/\+cpu$$//'; } > constraints.txt
@@ -115,7 +115,7 @@ $(TEST_ENV)/.torch: constraints.txt
 	@touch $@
 
 $(TEST_ENV)/.project: $(TEST_ENV)/.torch pyproject.toml
-	$(TEST)/pip install -qq -c constraints.txt -e '.[train,hub,dev]'
+	$(TEST)/pip install -qq -c constraints.txt -e '.[train,hub,yaml,dev]'
 	@touch $@
 
 $(PLAN_ENV)/.project: constraints.txt pyproject.toml

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..planner.calibrate.used import profile_warnings
 from ..planner.candidate import Candidate
 from ..planner.documents import cost_document, decision, memory_document, time_document
 from ..planner.dsconfig.facts import Facts, facts
@@ -89,7 +90,7 @@ class Checked:
             "memory": memory_document(c),
             "time": time_document(c),
             "cost": cost_document(c),
-            "warnings": list(warnings_for(c)),
+            "warnings": [*warnings_for(c), *profile_warnings(self.request, c.offer.node.gpu)],
             "resolved": [{"key": path, "value": value, "as": how} for path, value, how in told.resolved.autos],
             "precision": told.meaning.precision.value,
             "findings": [finding.to_dict() for finding in self.findings],
@@ -129,8 +130,8 @@ def check(
     >>> import trainplan
     >>> zero2 = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
     >>> found = trainplan.check(zero2, "llama-3-8b", gpus="8xa100-80", checkpointing="full")
-    >>> found.verdict, found.findings[0].path
-    ('fits', 'zero_optimization.reduce_bucket_size')
+    >>> found.verdict, found.exit_code, sorted(found.better.changes)[:2]
+    ('fits', 0, ['zero_optimization.overlap_comm', 'zero_optimization.stage'])
     """
     loaded = as_model(model)
     text = from_mapping(config) if isinstance(config, Mapping) else read(str(Path(config)))

@@ -148,6 +148,22 @@ def hooking_bytes(ledger: Ledger, setting: Setting) -> int:
     return ledger.computation.precision.bytes * -(-ledger.trainable.largest // d) * d
 
 
+def bypassing_entry(ledger: Ledger, bucket: int, ranks: int) -> Entry:
+    """Stage 1: gradients of tensors larger than the bucket that are not the rank's own wait whole in .grad.
+
+    Other gradients point into the bucket once they are reduced; these are their own tensors until the backward pass is
+    over. Formula: e x elements of such tensors x (d - 1) / d, at most all of them.
+
+    Source:
+        DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py, ``extra_large_param_to_reduce``; walked.
+    """
+    e = ledger.computation.precision.bytes
+    large = sum(numel * count for numel, count in ledger.trainable.histogram if numel > bucket)
+    why = f"{e} B x {large:,} elements of tensors larger than the bucket, less the rank's own"
+    size = e * large * (ranks - 1) // ranks
+    return Entry(Item.GRADIENTS, Device.GPU, size, (Phase.BACKWARD_END,), why, upper=e * large)
+
+
 def accumulating(setting: Setting) -> bool:
     """Whether gradients of earlier micro-steps are already there when a micro-step begins."""
     return setting.gradient_accumulation_steps > 1

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from ..planner.gathering import reduce_bucket_elements
 from ..planner.ledger import (
     ALWAYS,
     BACKWARDS,
@@ -42,6 +43,7 @@ from ..planner.states import (
     accumulates_in_fp32,
     accumulating,
     accumulation_bytes,
+    bypassing_entry,
     hooking_bytes,
     moments_entry,
     pinned,
@@ -321,8 +323,9 @@ def _earlier_gradients(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
         held = TRAINING if accumulating(setting) else (*BACKWARDS, Phase.STEP)
         return (Entry(Item.GRADIENTS, Device.GPU, FP32 * part, held, f"4 B x slice {part:,}, on the GPU"),)
     if ledger.stage == 1:
-        whole = () if ledger.knobs.overlap_comm else (Phase.BACKWARD_END,)
-        phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else whole
+        if ledger.knobs.overlap_comm and not accumulating(setting):
+            return (bypassing_entry(ledger, reduce_bucket_elements(setting.model, ledger.knobs), setting.world_size),)
+        phases = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else (Phase.BACKWARD_END,)
         return (Entry(Item.GRADIENTS, Device.GPU, e * trainable.total, phases, f"{e} B x {trainable.total:,}, whole"),)
     earlier = e * touched(trainable, setting.world_size) if accumulating(setting) else 0
     pinned_tensors = _pinned_entry(Item.ACCUMULATED, earlier, "gradients of earlier micro-steps, pinned")

@@ -52,6 +52,7 @@ from ..planner.states import (
     accumulates_in_fp32,
     accumulating,
     accumulation_bytes,
+    bypassing_entry,
     gradient_phases,
     hooking_bytes,
     in_flight_bytes,
@@ -121,17 +122,18 @@ def _stage1(ledger: Ledger, setting: Setting) -> Ledger:
     if accumulates_in_fp32(ledger):
         return _stage1_fp32(ledger, setting)
     n, e = ledger.trainable.total, ledger.computation.precision.bytes
+    bucket = reduce_bucket_elements(setting.model, ledger.knobs)
     touch = touched(ledger.trainable, setting.world_size, padded=True)
     waiting: tuple[Phase, ...] = (Phase.FORWARD, Phase.LOSS, *BACKWARDS) if accumulating(setting) else ()
-    reduced: tuple[Phase, ...] = (
-        (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS
-    )  # at the end the whole gradient covers it
+    # at the end the whole gradient covers it
+    reduced: tuple[Phase, ...] = (Phase.BACKWARD, Phase.RECOMPUTE) if waiting else BACKWARDS
     bucket_phases = _union(waiting, BACKWARDS)
     if not ledger.knobs.overlaps:  # nothing is reduced before the backward pass is over
         waiting, reduced = waiting or (Phase.BACKWARD_END,), (Phase.BACKWARD_END,)
     return _flat_states(ledger, setting, bucket_phases=bucket_phases).plus(
         Entry(Item.ACCUMULATED, Device.GPU, e * n if waiting else 0, waiting, f"{e} B x {n:,}, whole"),
         Entry(Item.GRADIENTS, Device.GPU, e * touch, (*reduced, Phase.STEP), f"{e} B x P_touch {touch:,}"),
+        *(() if waiting else (bypassing_entry(ledger, bucket, setting.world_size),)),
     ).doing(_reduction(ledger, setting, once=True))  # fmt: skip
 
 

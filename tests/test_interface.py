@@ -177,6 +177,7 @@ OPTIONS = {
         "--host-memory-gib",
         "--internode-gbps",
         "--fabric",
+        "--profile",
         *PRICES,
         "--method",
         "--checkpointing",

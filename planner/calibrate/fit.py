@@ -150,11 +150,15 @@ def _minimum(problem: Problem, slopes: Matrix, linear: Matrix, kept: Matrix | No
 
 
 def touching(observations: Sequence[Observation]) -> Problem:
-    """The problem in the parameters that move any of its figures."""
-    every = Problem(tuple(observations), parameters())
-    planned, slopes = every.first
-    moved = np.abs(slopes).max(axis=0, initial=0.0) > 0
-    return _reduced(every, planned, slopes, np.ones(len(observations), bool), moved)
+    """The problem in the parameters that any of its figures measures."""
+    return without(Problem(tuple(observations), parameters()), ())
+
+
+def measuring(problem: Problem, slopes: Matrix) -> Chosen:
+    """Which figures measure which parameters: one deviation moves them by a share of their noise that counts."""
+    deviations = np.array([p.deviation for p in problem.chosen])
+    found: Chosen = np.abs(slopes) * deviations >= constant("identified", "share") * problem.noise[:, None]
+    return found
 
 
 def _reduced(problem: Problem, planned: Matrix, slopes: Matrix, rows: Chosen, columns: Chosen) -> Problem:
@@ -166,10 +170,10 @@ def _reduced(problem: Problem, planned: Matrix, slopes: Matrix, rows: Chosen, co
 
 
 def without(problem: Problem, refused: Sequence[Observation]) -> Problem:
-    """The problem less some observations, and less the parameters that no other moves."""
+    """The problem less some observations, and less the parameters that no other measures."""
     planned, slopes = problem.first
     rows = np.array([o not in refused for o in problem.observations], bool)
-    return _reduced(problem, planned, slopes, rows, np.abs(slopes[rows]).max(axis=0, initial=0.0) > 0)
+    return _reduced(problem, planned, slopes, rows, measuring(problem, slopes)[rows].any(axis=0))
 
 
 def odd_ones(problem: Problem) -> tuple[Odd, ...]:

@@ -20,8 +20,8 @@ from ..overheads import overhead
 from ..time.spread import Z
 from ..units import GIB
 from .cases import Case, Quantity
-from .fit import Solution
-from .parameters import LIVE, OVERHEADS, Fitted, Parameter, at, calibration_of, constant
+from .fit import Solution, measuring
+from .parameters import LIVE, OVERHEADS, Fitted, Parameter, at, calibration_of
 
 RAISES = 4  # passes until all rows are held; each raises one figure after another
 DIRECT = {  # the figure that measures a parameter alone
@@ -50,12 +50,10 @@ def fitted(solution: Solution, cases: Sequence[Case]) -> tuple[Fitted, ...]:
 
 
 def _rows(solution: Solution, index: int, quantity: Quantity | None = None) -> int:
-    """Rows whose figure the parameter moves, or whose figure of one kind it does."""
-    slopes, parameter = solution.derivatives[:, index], solution.problem.chosen[index]
-    least = constant("identified", "share") * (1.0 if parameter.logarithmic else parameter.deviation)
-    pairs = zip(solution.problem.observations, slopes, strict=True)
-    scale = 1.0 if parameter.logarithmic else parameter.deviation
-    return len({id(o.case) for o, s in pairs if abs(s) * scale >= least and quantity in (None, o.quantity)})
+    """Rows that measure the parameter, or do so by a figure of one kind."""
+    measured = measuring(solution.problem, solution.problem.first[1])[:, index]
+    pairs = zip(solution.problem.observations, measured, strict=True)
+    return len({id(o.case) for o, counts in pairs if counts and quantity in (None, o.quantity)})
 
 
 def _range(parameter: Parameter, index: int, solution: Solution, cases: Sequence[Case]) -> Range:

@@ -52,7 +52,7 @@ def _rows(rows: Sequence[Document]) -> str:
     header = ("row", "file", "step s", *(f"{name} GiB" for name in MEMORIES))
     kept = [n for n in range(len(header)) if n < 2 or any(cell[n] for cell in cells)]
     cells, header = [tuple(cell[n] for n in kept) for cell in cells], tuple(header[n] for n in kept)
-    notes = [f"  {_label(r['label'])}: {r['note']}" for r in rows[:LISTED] if r["note"]]
+    notes = [f"{_label(r['label'])}: {r['note']}" for r in rows[:LISTED] if r["note"]]
     lines = [line for note in notes for line in wrap(note, WIDTH, initial_indent="  ", subsequent_indent="    ")]
     shown = table(cells, header=header, align="ll" + "r" * (len(kept) - 2), indent="  ")
     return "\n".join([f"Measured\n{shown}{_more(len(rows), 'rows')}", *lines])
@@ -99,12 +99,19 @@ def _signed(value: float | None) -> str:
 
 
 KEYS = ("before_percent", "after_percent", "left_out_percent")
+HEADER = ("before", "after", "left out")
+
+
+def _keys(rows: Sequence[Document]) -> tuple[str, ...]:
+    """Before and after, and left out where any row was."""
+    return KEYS if any(row[KEYS[-1]] is not None for row in rows) else KEYS[:-1]
 
 
 def _errors(errors: Sequence[Document], rows: int) -> str:
-    cells = [(e["quantity"], str(e["rows"]), *(_percent(e[key]) for key in KEYS)) for e in errors]
-    header = ("mean error", "rows", "before", "after", "left out")
-    shown = table(cells, header=header, align="lrrrr", indent="  ")
+    keys = _keys(errors)
+    cells = [(e["quantity"], str(e["rows"]), *(_percent(e[key]) for key in keys)) for e in errors]
+    header = ("mean error", "rows", *HEADER[: len(keys)])
+    shown = table(cells, header=header, align="lr" + "r" * len(keys), indent="  ")
     if rows < 3:
         why = (
             "after: of the rows that were fitted, which is no proof; from three rows on each is planned without itself"
@@ -121,10 +128,11 @@ def _each(rows: Sequence[Document]) -> str:
     """Every figure of every row: planned over measured less one; of many the largest after."""
     largest = sorted(rows, key=lambda r: -abs(r["after_percent"] or 0.0))[:LISTED]
     shown = rows if len(rows) <= LISTED else [r for r in rows if r in largest]
-    cells = [(_label(r["label"]), r["quantity"], *(_signed(r[key]) for key in KEYS)) for r in shown]
+    keys = _keys(shown)
+    cells = [(_label(r["label"]), r["quantity"], *(_signed(r[key]) for key in keys)) for r in shown]
     title = "Each row: planned over measured" + ("" if len(rows) <= LISTED else f", the {LISTED} farthest off after")
-    header = ("row", "figure", "before", "after", "left out")
-    return f"{title}\n{table(cells, header=header, align='llrrr', indent='  ')}"
+    header = ("row", "figure", *HEADER[: len(keys)])
+    return f"{title}\n{table(cells, header=header, align='ll' + 'r' * len(keys), indent='  ')}"
 
 
 def _refused(rows: Sequence[Document]) -> str:

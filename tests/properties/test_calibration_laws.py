@@ -289,3 +289,12 @@ def test_rows_of_the_program_are_those_of_the_ledger(job: int) -> None:
         line = lines[f"gpu_{phase.value}"].line
         at = line.at(box.low_layers, box.low_groups)
         assert at * GIB == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_figure_stands_in_a_profile_only_where_a_row_measures_it() -> None:
+    """One node, nothing offloaded: no host link, no drive, no CPU optimizer; every figure names at least one row."""
+    found = outcome_of([case_of(2, figures_at(2, AS_SHIPPED))])
+    names = {f.name for f in found.profile.figures}
+    assert not names & {"host_link", "host_memory", "nvme", "between", "fragmentation_native"}
+    assert {"matmul", "memory", "context", "fragmentation", "live"} <= names
+    assert all(f.rows == 1 and f.doubt_left < 1 for f in found.profile.figures)

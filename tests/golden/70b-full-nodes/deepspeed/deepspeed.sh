@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Llama-3.1-70B, full: 64 x a100-80 on 8 nodes, 954 steps of 256 sequences of 4,096 tokens; started by DeepSpeed's
+# Llama-3.1-70B, full: 128 x a100-80 on 16 nodes, 954 steps of 256 sequences of 4,096 tokens; started by DeepSpeed's
 #     launcher.
 # Before it is started:
-#   - copy hostfile.template to hostfile and write the names of your 8 nodes into it; ssh must reach them without a
+#   - copy hostfile.template to hostfile and write the names of your 16 nodes into it; ssh must reach them without a
 #     password, and each must see this folder under the same path
 #   - HF_TOKEN does not travel over ssh: where the weights are gated, log in on every node
 set -euo pipefail
@@ -17,7 +17,7 @@ for value in "$PWD" "${DATA:-}" "${MODEL:-}" "${OUT:-}"; do
   esac
 done
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
-exec deepspeed --hostfile=hostfile --num_nodes=8 --num_gpus=8 --no_local_rank \
+exec deepspeed --hostfile=hostfile --num_nodes=16 --num_gpus=8 --no_local_rank \
   train.py \
   --plan=plan.json \
   "--data=$DATA" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Llama-3.1-70B, full: 64 x a100-80 on 8 nodes, 954 steps of 256 sequences of 4,096 tokens; started by Kubeflow
+# Llama-3.1-70B, full: 128 x a100-80 on 16 nodes, 954 steps of 256 sequences of 4,096 tokens; started by Kubeflow
 #     Trainer.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
