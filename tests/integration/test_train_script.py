@@ -144,6 +144,7 @@ def test_adapters_train_alike(trained: Callable[..., Job]) -> None:
     assert job.losses == pytest.approx(reference.losses, rel=0, abs=LOSS_TOLERANCE)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_adapters_load_onto_the_model(trained: Callable[..., Job], folder: Path) -> None:
     """What is exported is the adapters alone, trained, of the planned rank."""
     import peft

@@ -10,6 +10,7 @@ import pytest
 import trainplan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainplan.api import Estimate
 from trainplan.planner.calibrate import profile as profiles
 from trainplan.planner.calibrate.parameters import Fitted, calibration_of, parameters
 from trainplan.planner.calibrate.profile import Agreement, Profile, Source, read_profile, text_of
@@ -132,9 +133,14 @@ def test_a_profile_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             read_profile(path)
 
 
-def estimate(**options: Any) -> trainplan.api.Estimate:  # type: ignore[name-defined]  # reason: loaded lazily
+def estimate(**options: Any) -> Estimate:
     """A configuration on 8 GPUs."""
-    asked = {"gpus": "8xa100-80", "price_usd_per_gpu_hour": 1, "host_memory_gib": 2000, "checkpointing": "full"}
+    asked: dict[str, Any] = {
+        "gpus": "8xa100-80",
+        "price_usd_per_gpu_hour": 1,
+        "host_memory_gib": 2000,
+        "checkpointing": "full",
+    }
     return trainplan.estimate("llama-3-8b", **(asked | options))
 
 
