@@ -134,9 +134,14 @@ def test_a_profile_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             read_profile(path)
 
 
-def estimate(**options: Any) -> trainplan.api.Estimate:  # type: ignore[name-defined]  # reason: loaded lazily
+def estimate(**options: Any) -> trainplan.api.Estimate:
     """A configuration on 8 GPUs."""
-    asked = {"gpus": "8xa100-80", "price_usd_per_gpu_hour": 1, "host_memory_gib": 2000, "checkpointing": "full"}
+    asked: dict[str, Any] = {
+        "gpus": "8xa100-80",
+        "price_usd_per_gpu_hour": 1,
+        "host_memory_gib": 2000,
+        "checkpointing": "full",
+    }
     return trainplan.estimate("llama-3-8b", **(asked | options))
 
 
