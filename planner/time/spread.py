@@ -23,6 +23,7 @@ from .step import StepTime
 
 COVERAGE = 0.80
 Z = NormalDist().inv_cdf((1 + COVERAGE) / 2)
+WIDEST = 0.95  # half of a band at most, as a share of the step: a step takes some time, however little is known of it
 COLLECTIVES = frozenset({"all-reduce", "all-gather", "reduce-scatter", "send"})
 HOST_LINKS = frozenset({"host to GPU", "GPU to host", "pageable host memory to GPU"})
 DRIVES = frozenset({"NVMe read", "NVMe write"})
@@ -60,7 +61,7 @@ def relative(step: StepTime) -> float:
 
 def step_seconds(step: StepTime) -> Seconds:
     """Seconds of one optimizer step, with the band that 80 % of runs should lie in."""
-    half = min(relative(step), 1.0)
+    half = min(relative(step), WIDEST)
     return Seconds(step.step_s * (1 - half), step.step_s, step.step_s * (1 + half))
 
 

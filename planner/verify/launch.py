@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,8 @@ WORKER = "trainplan.planner.verify.worker"
 # cpu_adam is compiled by the first engine that offloads its optimizer: 99 s on 2 busy cores, measured 2026-11-24.
 TIMEOUT_S = 1800.0
 ENDING_S = 10.0  # between asking processes to end and killing them
-LAST_LINES = 40  # of a failed run's output that are read for its error
+MESSAGE_LINES = 4  # of an exception's message
+RANK = "[rank"  # how torch begins the lines of a rank's traceback
 LONGEST_ERROR = 300  # characters of an error that are repeated
 RENDEZVOUS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -82,14 +84,26 @@ def launch(
             command, env=dict(environment), cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            pass
+            with suppress(subprocess.TimeoutExpired), told_to_end():
+                code = process.wait(timeout_s)
         finally:
             _end(process)
     # gloo aborts now and then while processes end (1 of about 90 runs here); a report is a rank's last act before that
     if code is None or (code != 0 and not _all_reported(folder, processes)):
         raise EngineFailed(_failure(code, log, timeout_s))
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does, so that what was started is ended; only the main thread may listen."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -130,15 +144,23 @@ def keep(output: str) -> Path:
 
 
 def last_error(output: str) -> str:
-    """The last line that names an exception, without torchrun's own.
+    """The last exception that a rank printed, its message's next lines included; else the last line of all.
 
-    >>> last_error("[rank0]: ValueError: no such key\\n[rank0]: \\ntorch.distributed.elastic...ChildFailedError: ")
+    >>> last_error("[rank0]: ValueError: no such\\n[rank0]:   key\\n\\ntorch...ChildFailedError: ")
     'ValueError: no such key'
     """
-    lines = [line.partition("]: ")[2] if line.startswith("[rank") else line for line in output.splitlines()]
-    named = [line.strip() for line in lines if _names_error(line)]
-    rest = [line.strip() for line in lines[-LAST_LINES:] if line.strip()]
-    return (named or rest or ["it printed nothing"])[-1][:LONGEST_ERROR]
+    lines = output.splitlines()
+    named = [index for index, line in enumerate(lines) if _names_error(_said(line))]
+    if not named:
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")[:LONGEST_ERROR]
+    first, more = lines[named[-1]], lines[named[-1] + 1 : named[-1] + MESSAGE_LINES]
+    rest = [_said(line).strip() for line in more if line.startswith(RANK) and first.startswith(RANK)]
+    return " ".join([_said(first).strip(), *rest])[:LONGEST_ERROR]
+
+
+def _said(line: str) -> str:
+    """A line without the number of its rank."""
+    return line.partition("]: ")[2] if line.startswith(RANK) else line
 
 
 def _names_error(line: str) -> bool:

@@ -40,7 +40,7 @@ Job = Mapping[str, Any]
 
 
 def main(folder: Path) -> None:
-    """Run every job; one that fails says why and does not stop the others."""
+    """Run every job; one of many that fails says why and does not stop the others."""
     gpu = get_accelerator().device_name() == "cuda"
     meter = Meter(gpu=gpu)
     if gpu:
@@ -52,15 +52,12 @@ def main(folder: Path) -> None:
     if not gpu:
         allow_fp16()
         get_accelerator()._name = "cpu:0"  # so that DeepSpeed tells the accelerator from the host, where a share is cut
-    reports = [attempt(job, folder / f"job{i}", meter) for i, job in enumerate(json.loads(read(folder)))]
+    jobs = json.loads((folder / "jobs.json").read_text())
+    each = attempt if len(jobs) > 1 else look  # alone, an error ends all ranks at once: the others would wait for this
+    reports = [each(job, folder / f"job{index}", meter) for index, job in enumerate(jobs)]
     (folder / f"rank{comm.get_rank()}.json").write_text(json.dumps(reports))
     comm.barrier()
     comm.destroy_process_group()  # otherwise torchrun may see an error at exit
-
-
-def read(folder: Path) -> str:
-    """The jobs."""
-    return (folder / "jobs.json").read_text()
 
 
 def allow_fp16() -> None:
@@ -75,13 +72,18 @@ def allow_fp16() -> None:
 def attempt(job: Job, folder: Path, meter: Meter) -> dict[str, Any]:
     """One job's report, or its traceback."""
     try:
+        return look(job, folder, meter)
+    except Exception:  # the report carries it, and the other jobs go on
+        return {"error": traceback.format_exc()}
+
+
+def look(job: Job, folder: Path, meter: Meter) -> dict[str, Any]:
+    """One job's report."""
+    try:
         if meter.gpu:
             return run(job, folder, Looker(meter))
         with Follower() as follower:
             return run(job, folder, follower)
-    except Exception as error:  # the report carries it, and the other jobs go on
-        message = f"{type(error).__name__}: {error}"
-        return {"error": traceback.format_exc(), "message": message, "phase": meter.phase}
     finally:
         deepspeed.runtime.zero.partition_parameters.shutdown_init_context()
         gc.collect()

@@ -136,7 +136,8 @@ def _free_port() -> int:
 
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return dict(os.environ) | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return dict(os.environ) | {"PATH": path, "PYTHONPATH": modules, "HF_HUB_OFFLINE": "1"}
 
 
 def rows(configuration: Configuration, result: Mapping[str, Any], *, date: str) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ lie. Predictions are those of `trainplan.estimate` for one GPU; nothing here nee
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import trainplan
 from trainplan.api import Estimate
 from trainplan.planner.architectures import build_model
 from trainplan.planner.computation import AttentionImplementation
-from trainplan.planner.emit.launch import launch_command
+from trainplan.planner.emit.launch import ALLOCATOR
 from trainplan.planner.ledger import Device
 from trainplan.planner.model import Model
 from trainplan.planner.models import catalog, catalog_model
@@ -162,8 +163,8 @@ class Configuration:
 
 
 def launch(config: str, script: str) -> str:
-    """The command that a plan for one GPU emits."""
-    return launch_command(nodes=1, gpus_per_node=1, config=config, script=script)
+    """DeepSpeed's launcher on one GPU, with the allocator of every plan."""
+    return f"{ALLOCATOR} {shlex.join(['deepspeed', '--num_gpus', '1', script, '--deepspeed', config])}"
 
 
 def configurations(gpu: str, *, host_gib: float) -> tuple[Configuration, ...]:

@@ -26,7 +26,8 @@ from transformers.integrations import HfDeepSpeedConfig
 import deepspeed  # isort: skip -- after transformers, whose integrations look for it
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
-from trainplan.planner.verify.meter import Meter, nvidia_smi, out_of_memory
+from trainplan.planner.verify.machine import nvidia_smi
+from trainplan.planner.verify.meter import Meter, out_of_memory
 
 # Absolute: the launcher starts this file as a script, with the checkout's root on the path.
 from tests.integration.engine_run import adapt, checkpoint_first  # isort: skip

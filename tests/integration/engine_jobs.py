@@ -22,7 +22,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 import deepspeed  # isort: skip -- after transformers, whose integrations look for it
 from deepspeed import comm
-from trainplan.planner.verify import worker
+from trainplan.planner.verify.worker import allow_fp16
 
 from . import engine_memory, engine_run  # isort: skip
 
@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     """Run every job; one that fails says why and does not stop the others."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo alone: no compiling, no AVX-512 to ask for
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    worker.allow_fp16()
+    allow_fp16()
     specs = json.loads((folder / "specs.json").read_text())
     reports: list[dict[str, Any]] = []
     for index, spec in enumerate(specs):

@@ -77,10 +77,15 @@ def document_of(name: str) -> dict[str, Any]:
 @cache
 def engines(name: str) -> tuple[Candidate, list[dict[str, Any]]]:
     """What ran and what its ranks reported, once for all tests."""
-    kept: list[Any] = []
+    kept: list[tuple[Candidate, list[dict[str, Any]]]] = []
+    original = verification.ran
+
+    def watched(candidate: Candidate, machine: Machine, steps: int) -> list[dict[str, Any]]:
+        kept.append((candidate, original(candidate, machine, steps)))
+        return kept[-1][1]
+
     with pytest.MonkeyPatch.context() as patch:
-        original = verification.ran
-        patch.setattr(verification, "ran", lambda *a: kept.append((a[0], original(*a))) or kept[-1][1])
+        patch.setattr(verification, "ran", watched)
         trainplan.verify(document_of(name), device="cpu")
     return kept[-1]
 

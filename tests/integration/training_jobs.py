@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainplan.planner.architectures import build_model
-from trainplan.planner.documents import adapters_row, decision, memory_document, model_row, time_document
 from trainplan.planner.emit.deepspeed import to_json
-from trainplan.planner.emit.training import training_document
+from trainplan.planner.plan import core_document
 
 from .configurations import GPUS, LLAMA, estimated
 from .engine import ROOT, TIMEOUT_S, environment
@@ -33,19 +32,8 @@ SEED = 20260101
 def document(*, steps: int = 5, save_every: int = 100, **options: Any) -> dict[str, Any]:
     """plan.json of a tiny Llama on two GPUs of one node, by `trainplan.estimate` with these options."""
     model = build_model({"model_type": "llama", **LLAMA}, name="tiny-llama", source="tests")
-    found = estimated(model, **options)
-    c = found.candidate
-    plan = {
-        "schema_version": 1,
-        "status": "planned",
-        "decision": decision(c),
-        "model": model_row(c),
-        "adapters": adapters_row(c),
-        "training": training_document(c) | {"steps": steps, "save_every_steps": save_every},
-        "ds_config": found.ds_config,
-        "memory": memory_document(c),
-        "time": time_document(c),
-    }
+    plan = core_document(estimated(model, **options).candidate)
+    plan["training"] |= {"steps": steps, "save_every_steps": save_every}
     return json.loads(json.dumps(plan))  # type: ignore[no-any-return]  # reason: json is untyped
 
 

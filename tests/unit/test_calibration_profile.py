@@ -11,6 +11,7 @@ import pytest
 import trainplan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainplan.api import Estimate
 from trainplan.cli.main import run_root
 from trainplan.planner.calibrate import profile as profiles
 from trainplan.planner.calibrate.parameters import Fitted, calibration_of, parameters
@@ -134,15 +135,10 @@ def test_a_profile_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             read_profile(path)
 
 
-def estimate(**options: Any) -> trainplan.api.Estimate:
+def estimate(**options: Any) -> Estimate:
     """A configuration on 8 GPUs."""
-    asked: dict[str, Any] = {
-        "gpus": "8xa100-80",
-        "price_usd_per_gpu_hour": 1,
-        "host_memory_gib": 2000,
-        "checkpointing": "full",
-    }
-    return trainplan.estimate("llama-3-8b", **(asked | options))
+    asked: dict[str, Any] = {"gpus": "8xa100-80", "price_usd_per_gpu_hour": 1, "host_memory_gib": 2000}
+    return trainplan.estimate("llama-3-8b", **(asked | {"checkpointing": "full"} | options))
 
 
 def test_a_plan_uses_the_figures_of_its_gpu(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from trainplan.planner.emit.job import job_of
 from trainplan.planner.errors import InputError
 from trainplan.planner.planfile import read_plan, unknown_keys
 
-from ..jobs import plans
+from ..launch_cases import plans
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Plan = dict[str, Any]

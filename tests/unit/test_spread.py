@@ -64,6 +64,11 @@ def test_every_resource_names_its_figure(resource: Resource) -> None:
     assert ".toml" in ground.figure
 
 
+def test_a_step_takes_some_time() -> None:
+    """However little is known of a step, the quick end of its band is above nothing, and a run has a cost there."""
+    assert step_seconds(step(term(1e-9, "kernel launches"))).low > 0
+
+
 def test_one_rank_rests_on_no_network() -> None:
     """Nobody to talk to."""
     ground = ground_of(Work(name="x", resource=Resource.ALL_REDUCE, amount=1.0, when=When.FORWARD), NODE, 1, 1)
