@@ -18,16 +18,11 @@ from ..states import SUB_GROUP_ELEMENTS, largest_module, sub_groups
 from ..transform import Setting
 from ..units import gib
 from .keys import ZERO, keys
-from .meaning import ADAMS, LOWERED, Meaning
+from .meaning import ADAMS, LOWERED, TORCH, Meaning
 from .resolving import Resolved
 
 # Accepted without zero_allow_untested_optimizer: DeepSpeed 0.19.8 runtime/zero/utils.py, ZERO_SUPPORTED_OPTIMIZERS
 TESTED = ("adam", "adamw", "adagrad", "lion", "muon")
-# torch 2.13.0 torch.optim, less those in DeepSpeed's own list; compared with the installed torch by the tests
-TORCH = (
-    "ASGD", "Adadelta", "Adafactor", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
-    "SparseAdam",
-)  # fmt: skip
 LARGE = 2  # times the chosen bucket from which one counts as large
 SHARES = 20  # sub-groups that a share of the optimizer should be cut into: steps of 5 %
 SMALLEST_SWAP_BUFFERS = {1: 8, 2: 12}  # with one and with both of pipeline_read and pipeline_write; tried on engines
