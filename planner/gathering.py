@@ -1,7 +1,7 @@
 """What ZeRO-3 gathers, and the sizes that bound it: written to ds_config.json as they are counted here.
 
-Symbols: N trained elements, F frozen elements, e bytes of the training precision, d ranks, B reduce bucket (elements),
-L gathered elements.
+Symbols: N trained elements, F frozen elements, Q elements that hold NF4 weights, e bytes of the training precision, d
+ranks, B reduce bucket (elements), L gathered elements.
 
 Source:
     DeepSpeed 0.19.8 runtime/zero/partitioned_param_coordinator.py and partition_parameters.py, tensors of real engines
@@ -11,9 +11,9 @@ Source:
 from __future__ import annotations
 
 from .knobs import CHOSEN, Knobs
-from .ledger import BACKWARDS, Device, Entry, Item, Ledger, Phase
+from .ledger import BACKWARDS, Device, Entry, Item, Ledger, Phase, Tensors
 from .model import Model
-from .states import largest_module, layer_elements
+from .states import NOTHING, largest_module, layer_elements, packed_tensors
 from .transform import Setting
 
 SMALLEST_BUCKET, LARGEST_BUCKET = (
@@ -64,15 +64,21 @@ def kept_elements(model: Model, knobs: Knobs = CHOSEN) -> int:
     return max(ahead, reuse_elements(model, knobs))
 
 
+def cut_tensors(ledger: Ledger, model: Model) -> tuple[Tensors, Tensors, Tensors]:
+    """What ZeRO-3 cuts and gathers: trained tensors, frozen ones, and those that hold NF4 weights."""
+    packed = packed_tensors(model, ledger.computation.precision.bytes) if ledger.computation.quantized else NOTHING
+    return ledger.trainable, ledger.frozen, packed
+
+
 def gathered_elements(ledger: Ledger, model: Model) -> int:
-    """L = min(N + F, max(live, reuse) + largest tensor): what stays gathered from the third step on.
+    """L = min(N + F + Q, max(live, reuse) + largest tensor): what stays gathered from the third step on.
 
     Source:
         DeepSpeed 0.19.8 partitioned_param_coordinator.py, measured: live 1e6 -> 1.43e6 gathered, 2e6 -> 2.50e6; live 0
         with reuse 1e9 -> the whole of a small model. Without prefetch reuse 2e6 -> 1.05e6: an upper bound there.
     """
     most = kept_elements(model, ledger.knobs) + largest_module(model)
-    return min(ledger.trainable.total + ledger.frozen.total, most)
+    return min(sum(tensors.total for tensors in cut_tensors(ledger, model)), most)
 
 
 def gathered_entries(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
@@ -106,5 +112,11 @@ def persistent_elements(ledger: Ledger, setting: Setting) -> int:
     They are given up as the step begins and gathered again at its end.
     """
     d, most = setting.world_size, persistence_elements(setting.model, ledger.knobs)
-    small = [-(-n // d) * d * count for t in (ledger.trainable, ledger.frozen) for n, count in t.histogram if n <= most]
+    tensors = cut_tensors(ledger, setting.model)
+    small = [padded(n, d) * count for t in tensors for n, count in t.histogram if n <= most]
     return sum(small) if ledger.knobs.persisted is None else min(sum(small), ledger.knobs.persisted)
+
+
+def padded(numel: int, ranks: int) -> int:
+    """Elements of a tensor once it is gathered: a multiple of the ranks."""
+    return -(-numel // ranks) * ranks

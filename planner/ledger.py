@@ -80,6 +80,7 @@ class Item(Enum):
     SCALES = ("NF4 scales", "W3")
     DEQUANTIZED = ("dequantisation buffer", "W4")
     GATHERED = ("gathered parameters", "W5")
+    RETAINED = ("gathered NF4 weights that autograd keeps", "W5")
     PERSISTENT = ("persistent parameters", "W6")
     FLATTENING = ("start-up temporaries", "W7")
     WEIGHTS_HOST_COPY = ("16-bit staging copy of updated weights", "W8")

@@ -106,6 +106,21 @@ def quantized_tensors(model: Model) -> Tensors:
     return Tensors(tuple(p.numel for b in model.blocks for p in b.parameters if p.kind is ParameterKind.LINEAR))
 
 
+@lru_cache(maxsize=64)
+def packed_tensors(model: Model, element_bytes: int) -> Tensors:
+    """The same as they are stored: two NF4 values a byte, in elements of the training precision, which ZeRO-3 cuts.
+
+    >>> packed_elements(4096, 2)
+    1024
+    """
+    return Tensors(tuple(packed_elements(n, element_bytes) for n in quantized_tensors(model).numels))
+
+
+def packed_elements(numel: int, element_bytes: int) -> int:
+    """Elements that so many NF4 values are stored in: numel / (2 e), rounded up."""
+    return -(-numel // (2 * element_bytes))
+
+
 def layer_elements(model: Model) -> int:
     """Elements of the largest layer."""
     return max(block.numel for block, _ in model.distinct_blocks)

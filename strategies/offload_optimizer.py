@@ -51,6 +51,7 @@ from ..planner.states import (
     update_traffic_bytes,
 )
 from ..planner.transform import Setting
+from ..planner.whole_model import with_whole_model
 from ..planner.work import Resource, When, Work
 from ..planner.workload import Precision
 
@@ -151,26 +152,27 @@ class OffloadOptimizer:
             Item.GRADIENTS,
             Item.STEP_TEMPORARIES,
             Item.PERSISTENT,
-            *(() if ledger.computation.quantized else (Item.FLATTENING,)),  # fp32 copies are made on the host
+            Item.FLATTENING,  # fp32 copies are made on the host
         )
         keys: dict[str, Any] = {"offload_optimizer": {"device": "cpu", "pin_memory": True, "ratio": self.ratio}}
         if self.partial:
             keys["sub_group_size"] = size
             left = replace(left, knobs=replace(left.knobs, sub_group=size))
-        return (
+        moved = (
             left.plus(
                 *_grouped_states(ledger, groups[first:], most),
                 _pinned_entry(Item.GRADIENTS, a * part, f"{a} B x {part:,}, pinned"),
                 _overflow_entry(ledger, part),
                 _partition_norm(ledger, setting),
                 *_gathered_after_the_step(ledger),
-                *_hooking(ledger, setting),
+                _hooking(ledger, setting),
                 *_staying(ledger, groups[:first], min(part, part - share + max(groups)) if self.partial else 0),
             )
             .not_doing(OPTIMIZER_UPDATE)
             .doing(*_cpu_update(share), *_stage3_traffic(ledger, part, share), *_gpu_update(ledger, part - share))
             .keys(zero_optimization=keys, optimizer=_cpu_adam(ledger))
         )
+        return with_whole_model(moved, setting) if ledger.computation.quantized else moved
 
 
 def _grouped_states(ledger: Ledger, groups: tuple[int, ...], most: int) -> tuple[Entry, ...]:
@@ -233,12 +235,10 @@ def _overflow_entry(ledger: Ledger, elements: int) -> Entry:
     return Entry(Item.STEP_TEMPORARIES, Device.HOST, flags, (Phase.STEP,), f"1 B x {elements:,}: is it finite")
 
 
-def _hooking(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
-    """What start-up gathers; a quantised model is there whole before, which its own line says."""
-    if ledger.computation.quantized:
-        return ()
+def _hooking(ledger: Ledger, setting: Setting) -> Entry:
+    """What start-up gathers."""
     size = hooking_bytes(ledger, setting)
-    return (Entry(Item.FLATTENING, Device.GPU, size, (Phase.START,), "one tensor gathered whole"),)
+    return Entry(Item.FLATTENING, Device.GPU, size, (Phase.START,), "one tensor gathered whole")
 
 
 def _gathered_after_the_step(ledger: Ledger) -> tuple[Entry, ...]:
@@ -437,7 +437,7 @@ def _on_nvme(ledger: Ledger, setting: Setting, buffer_count: int) -> Ledger:
     size = ledger.knobs.sub_group or NVME_SUB_GROUP_ELEMENTS
     group = min(part, size + -(-ledger.trainable.largest // d))
     buffers = buffer_count * FP32 * group
-    return (
+    swapped = (
         ledger.without(Item.MASTER, Item.MOMENTS, Item.GRADIENTS, Item.STEP_TEMPORARIES)
         .plus(
             Entry(Item.MASTER, Device.NVME, FP32 * part, ALWAYS, f"4 B x {part:,}"),
@@ -469,6 +469,7 @@ def _on_nvme(ledger: Ledger, setting: Setting, buffer_count: int) -> Ledger:
             aio=AIO,
         )
     )
+    return with_whole_model(swapped, setting) if ledger.computation.quantized else swapped
 
 
 def _swaps(part: int) -> tuple[Work, ...]:

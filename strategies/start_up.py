@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..planner.ledger import Device, Entry, Item, Ledger, Phase
+from ..planner.ledger import Ledger
 from ..planner.transform import Setting
+from ..planner.whole_model import with_whole_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +16,6 @@ class WithoutZeroInit:
 
     transformers' Trainer builds it inside zero.Init wherever the configuration says stage 3; a script of one's own must
     make an ``HfDeepSpeedConfig`` before ``from_pretrained``.
-
-        e (N + F) + e x the largest tensor's partition       on the GPU, before anything else is there
-
-    Source:
-        DeepSpeed 0.19.8 runtime/engine.py, ``_configure_distributed_model``: the module moves to the device at stage 3
-        too; partition_parameters.py cuts it tensor by tensor; walked. Memory model §W7.
 
     >>> WithoutZeroInit().name
     'no-zero-init'
@@ -39,15 +34,5 @@ class WithoutZeroInit:
         return None
 
     def apply(self, ledger: Ledger, setting: Setting) -> Ledger:
-        """Charge the whole model at start-up, where it exceeds what start-up holds later."""
-        e, tensors = ledger.computation.precision.bytes, (ledger.trainable, ledger.frozen)
-        piece = -(-max(t.largest for t in tensors) // setting.world_size)
-        whole = e * (sum(t.total for t in tensors) + piece)
-        later = ledger.without(Item.FLATTENING).by_phase(Device.GPU)[Phase.START]
-        size = max(ledger.bytes_of(Item.FLATTENING), whole - later)
-        why = "the whole model, before it is cut and anything else is there"
-        return (
-            replace(ledger, zero_init=False)
-            .without(Item.FLATTENING)
-            .plus(Entry(Item.FLATTENING, Device.GPU, size, (Phase.START,), why))
-        )
+        """Charge the whole model at start-up."""
+        return with_whole_model(replace(ledger, zero_init=False), setting)

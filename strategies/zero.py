@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..planner.gathering import (
+    cut_tensors,
     gathered_entries,
     kept_elements,
     live_elements,
@@ -43,6 +44,7 @@ from ..planner.ledger import (
     touched,
 )
 from ..planner.model import Model
+from ..planner.retaining import retained_entries
 from ..planner.states import (
     FP32,
     GRADIENT_ALL_REDUCE,
@@ -66,6 +68,7 @@ from ..planner.states import (
     update_traffic_bytes,
 )
 from ..planner.transform import Setting
+from ..planner.whole_model import with_whole_model
 from ..planner.work import Resource, When, Work
 
 
@@ -300,7 +303,7 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
     """Everything cut; layers gathered as they compute."""
     e, d, model = ledger.computation.precision.bytes, setting.world_size, setting.model
     part, frozen = tensor_partition(ledger.trainable, d), tensor_partition(ledger.frozen, d)
-    quantized = ledger.bytes_of(Item.QUANTIZED)
+    quantized, packed = ledger.bytes_of(Item.QUANTIZED), e * tensor_partition(cut_tensors(ledger, model)[2], d)
     bucket = reduce_bucket_elements(model, ledger.knobs)
     group = sub_group_elements(ledger.trainable, d, ledger.knobs.sub_group or SUB_GROUP_ELEMENTS)
     a = accumulation_bytes(ledger)
@@ -309,19 +312,12 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
     norm = NORM_BYTES * -(-ledger.trainable.largest // d)
     step = max(copies * group, round((FP32 + ledger.optimizer.step_bytes) * group), norm)
     again = max(0, e * persistent_elements(ledger, setting) - step) if d > 1 else 0
-    return (
+    cut = (
         ledger.without(Item.QUANTIZED)
         .plus(
             Entry(Item.WEIGHTS, Device.GPU, e * part, ALWAYS, f"{e} B x {why}"),
             Entry(Item.FROZEN, Device.GPU, e * frozen, ALWAYS, f"{e} B x {frozen:,} frozen elements a rank"),
-            Entry(Item.QUANTIZED, Device.GPU, -(-quantized // d), ALWAYS, f"{quantized:,} B / {d} ranks"),
-            Entry(
-                Item.FLATTENING,
-                Device.GPU,
-                quantized - -(-quantized // d) + e * (ledger.frozen.total - frozen) if quantized else 0,
-                (Phase.START,),
-                "every rank loads the quantised model whole before it is cut",
-            ),
+            Entry(Item.QUANTIZED, Device.GPU, packed, ALWAYS, f"{quantized:,} B / {d} ranks, padded tensor by tensor"),
             master_entry(part, Device.GPU, f"4 B x {why}"),
             moments_entry(ledger, part, Device.GPU, f"{ledger.optimizer.state_bytes:g} B x {why}"),
             Entry(Item.GRADIENTS, Device.GPU, a * part, ALWAYS, f"{a} B x {why}; allocated at start-up"),
@@ -349,20 +345,22 @@ def _stage3(ledger: Ledger, setting: Setting) -> Ledger:
             Entry(
                 Item.FLATTENING,
                 Device.GPU,
-                0 if quantized else max(hooking_bytes(ledger, setting), FP32 * group - a * part - e * bucket),
+                max(hooking_bytes(ledger, setting), FP32 * group - a * part - e * bucket),
                 (Phase.START,),
                 "one tensor gathered whole; or fp32 zeros of a sub-group, before gradients and bucket are there",
             ),
             Entry(Item.PERSISTENT, Device.GPU, again, (Phase.STEP,), "gathered again, less the step's temporaries"),
-            *_secondary(ledger),
-            *(gathered_entries(ledger, setting) if d > 1 else ()),  # one rank's partitions are the parameters
+            *_secondary(ledger, setting),
+            # one rank's partitions are the parameters
+            *((*gathered_entries(ledger, setting), *retained_entries(ledger, setting)) if d > 1 else ()),
         )
         .doing(_update(ledger, part), *_stage3_traffic(ledger, setting))
         .keys(zero_optimization=stage3_keys(model, ledger.knobs))
     )
+    return with_whole_model(cut, setting) if quantized else cut  # 4-bit models are never built in partitions
 
 
-def _secondary(ledger: Ledger) -> tuple[Entry, ...]:
+def _secondary(ledger: Ledger, setting: Setting) -> tuple[Entry, ...]:
     """hpZ: a second copy of the weights, cut over fewer ranks, from the first forward pass to the step.
 
     Source:
@@ -371,7 +369,7 @@ def _secondary(ledger: Ledger) -> tuple[Entry, ...]:
     ranks, e = ledger.knobs.secondary_ranks, ledger.computation.precision.bytes
     if ranks < 2:
         return ()
-    elements = sum(tensor_partition(tensors, ranks) for tensors in (ledger.trainable, ledger.frozen))
+    elements = sum(tensor_partition(tensors, ranks) for tensors in cut_tensors(ledger, setting.model))
     why = f"{e} B x {elements:,}: zero_hpz_partition_size {ranks}"
     return (Entry(Item.GATHERED, Device.GPU, e * elements, (Phase.FORWARD, Phase.LOSS, *BACKWARDS, Phase.STEP), why),)
 

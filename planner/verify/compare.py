@@ -3,7 +3,7 @@
 State lines are compared to the byte, and every tensor that an engine holds must belong to one. What is compared
 otherwise is named here:
 
-- gathered parameters (W5) are an upper bound;
+- gathered parameters (W5) are an upper bound; those that autograd keeps are seen once the backward pass is over;
 - temporaries of the backward pass (O4, G4 on several ranks, G7) are alive with activations and are no line here;
 - what start-up and the step need beside their states is seen as their peaks, within bounds that are stated;
 - a CPU has no pinned memory: what pinning rounds up to is not seen.
@@ -18,6 +18,7 @@ from typing import Any
 
 from ..candidate import Candidate
 from ..ledger import Entry, Item, Phase, flat_partition
+from ..retaining import retained_elements
 from ..states import FP32, quantized_tensors
 from .lines import Line, Moment, alive, ignored_items, last_micro_step, lines_of, moments
 
@@ -154,6 +155,19 @@ def gathered_row(c: Candidate, report: Report, steps: int) -> Row:
     return bounded(Item.GATHERED.label, Item.GATHERED.section, moment, planned, measured, least=0)
 
 
+def retained_rows(c: Candidate, report: Report, steps: int) -> Iterator[Row]:
+    """Gathered NF4 weights that are still there after the backward pass, and before the loss is dropped.
+
+    transformers lets the embeddings' output require a gradient where layers are recomputed; a script need not.
+    """
+    moment = f"{last_micro_step(c, steps)}/backward"
+    planned = sum(e.bytes for e in alive(c, Phase.BACKWARD_END) if e.item is Item.RETAINED)
+    measured = report.most(moment)["retained"]
+    least = c.ledger.computation.precision.bytes * retained_elements(c.ledger, c.setting, skipping=True)
+    if planned or measured:
+        yield bounded(Item.RETAINED.label, Item.RETAINED.section, moment, planned, measured, least=min(least, planned))
+
+
 def step_row(c: Candidate, report: Report, steps: int) -> Row:
     """The step's peak: resident states and the largest temporary, and at most one norm of 8 bytes for each tensor.
 
@@ -243,6 +257,7 @@ def engine_rows(c: Candidate, report: Report, steps: int) -> tuple[Row, ...]:
         *state_rows(c, report, steps, ignored_items(c)),
         *unexplained_rows(c, report, steps),
         gathered_row(c, report, steps),
+        *retained_rows(c, report, steps),
         step_row(c, report, steps),
         start_row(c, report),
     )

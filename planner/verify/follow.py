@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from .compare import SCALAR_BYTES, TOKENS
 from .meter import Meter
-from .walk import claimed
+from .walk import claimed, library_tensors
 
 SETTLING_ROUNDS, SETTLING_S = 10, 0.002
 
@@ -117,6 +117,7 @@ class Looker:
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
+        self.graph: Any = None  # of the micro-step that is looked at, from its forward pass to its backward pass
         self.noting = True  # a walk takes time: not in steps that are timed
         self.held_bytes: dict[str, dict[str, int]] = {}
 
@@ -152,7 +153,7 @@ class Looker:
     def note(self, moment: str, engine: Any) -> None:
         """What is held now."""
         if self.noting:
-            self.held_bytes[moment] = claimed(engine)[0]
+            self.held_bytes[moment] = claimed(engine, self.graph)[0]
 
     def report(self) -> dict[str, Any]:
         """Everything that was seen."""
@@ -200,14 +201,15 @@ class Follower(Looker):
         self._storages.enter_phase(phase)
 
     def built(self, model: Any) -> None:
-        """Weights come from a file, whose tensors no operator makes."""
+        """Weights come from a file, whose tensors no operator makes; an earlier job may have made libraries' tables."""
         parameters = list(model.parameters())
         self._storages.adopt(getattr(p, "ds_tensor", p.data) for p in parameters)
         self._storages.adopt(model.buffers())
+        self._storages.adopt(library_tensors())
 
     def settle(self, engine: Any) -> None:
         """Wait until gloo's threads have let go of the tensors of the last collectives, on every rank."""
-        seen = claimed(engine)[1]
+        seen = claimed(engine, self.graph)[1]
         for _ in range(SETTLING_ROUNDS):
             held = any(TOKENS not in shape for _, shape in self._storages.besides(seen))  # tokens stay
             anywhere = torch.tensor(float(held))
@@ -218,7 +220,7 @@ class Follower(Looker):
 
     def note(self, moment: str, engine: Any) -> None:
         """What is held now, and what else is alive."""
-        self.held_bytes[moment], seen = claimed(engine)
+        self.held_bytes[moment], seen = claimed(engine, self.graph)
         self.unexplained[moment] = self._storages.besides(seen)
 
     def report(self) -> dict[str, Any]:

@@ -33,11 +33,16 @@ def held_bytes(engine: Any) -> dict[str, int]:
     return claimed(engine)[0]
 
 
-def claimed(engine: Any) -> tuple[dict[str, int], set[int]]:
-    """Bytes by category, and the storages that belong to one; the categories share no storage."""
+def claimed(engine: Any, graph: Any = None) -> tuple[dict[str, int], set[int]]:
+    """Bytes by category, and the storages that belong to one; the categories share no storage.
+
+    Args:
+        engine: DeepSpeed's.
+        graph: the last node of the micro-step's autograd graph, while there is one.
+    """
     seen: set[int] = set()
     totals: Counter[str] = Counter()
-    for name, tensors in _categories(engine):
+    for name, tensors in (*_categories(engine), ("retained", _retained(graph))):
         totals[name] += _claim(tensors, seen)
     return {name: total for name, total in totals.items() if total}, seen
 
@@ -65,7 +70,23 @@ def _categories(engine: Any) -> Iterator[tuple[str, Any]]:
     yield "moments", _states(getattr(engine, "basic_optimizer", None))
     yield "moments_staying", _states(getattr(optimizer, "backup_optimizer", None))
     yield "buffers", list(engine.module.buffers())
-    yield "libraries", getattr(sys.modules.get("bitsandbytes.functional"), "name2qmap", None)
+    yield "libraries", library_tensors()
+
+
+def library_tensors() -> list[torch.Tensor]:
+    """bitsandbytes' tables of codes, made once a process by the first model that needs one."""
+    return list(_tensors(getattr(sys.modules.get("bitsandbytes.functional"), "name2qmap", None)))
+
+
+def _retained(graph: Any) -> list[Any]:
+    """What autograd nodes keep as attributes: bitsandbytes' ``MatMul4Bit`` its packed weight."""
+    nodes, found = [graph] if graph is not None else [], {}
+    while nodes:
+        node = nodes.pop()
+        if node not in found:
+            found[node] = getattr(node, "tensors", None)
+            nodes += [following for following, _ in node.next_functions if following is not None]
+    return list(found.values())
 
 
 def _staying(optimizer: Any) -> list[torch.Tensor]:

@@ -144,8 +144,10 @@ def steps(engine: Any, plan: Job, batches: list[dict[str, Any]], count: int, loo
         for micro, batch in enumerate(batches):
             with looker.during(f"{step}/{micro}/forward", engine):
                 loss = train.loss_of(engine, plan, batch)
+                looker.graph = loss.grad_fn
             with looker.during(f"{step}/{micro}/backward", engine):
                 engine.backward(loss)
+            looker.graph = None
             del loss
             with looker.during(f"{step}/{micro}/step", engine):
                 engine.step()
