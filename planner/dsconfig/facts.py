@@ -93,6 +93,7 @@ def _zero_facts(resolved: Resolved, ledger: Ledger, setting: Setting) -> dict[st
     groups = sub_groups(ledger.trainable, setting.world_size, max(1, int(resolved.zero("sub_group_size"))))
     zeropp = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
     unwritten = (None, "", "none")
+    hpz = min(int(resolved.zero("zero_hpz_partition_size")), setting.world_size)  # DeepSpeed's own limit
     return {
         "share": "all" if ratio == 1 else "nothing" if ratio == 0 else "part",
         "offload_written": offload in resolved.written,
@@ -114,7 +115,8 @@ def _zero_facts(resolved: Resolved, ledger: Ledger, setting: Setting) -> dict[st
             for old, new in (("cpu_offload", offload), ("cpu_offload_param", params))
         ),
         "zenflow": f"{ZERO}.zenflow" in resolved.written,
-        "zeropp": int(resolved.zero("zero_hpz_partition_size")) > 1 or any(resolved.zero(name) for name in zeropp),
+        "hpz_divides": hpz <= 1 or setting.world_size % hpz == 0,
+        "zeropp": hpz > 1 or any(resolved.zero(name) for name in zeropp),
         "synchronises": any(
             resolved[path] for path in ("wall_clock_breakdown", "flops_profiler.enabled", "comms_logger.enabled")
         ),
