@@ -50,7 +50,7 @@ def _first(job: Job) -> tuple[str, ...]:
 def _environment(job: Job, start: Start) -> dict[str, str | None]:
     """None: SkyPilot asks for it with --env."""
     unknown = missing(job, start)
-    values = {"DATA": start.data, "MODEL": model_of(job, start), "OUT": "checkpoints"}
+    values = {"DATA": start.data, "MODEL": model_of(job, start), "OUT": "run"}
     return {name: None if name in unknown else value for name, value in values.items()}
 
 

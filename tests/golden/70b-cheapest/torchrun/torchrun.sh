@@ -12,4 +12,4 @@ exec torchrun --standalone --nproc-per-node=4 \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

@@ -14,4 +14,4 @@ exec torchrun --nnodes=16 --nproc-per-node=8 --rdzv-id=trainplan --rdzv-backend=
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

@@ -10,4 +10,4 @@ exec torchrun --standalone --nproc-per-node=1 \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Meta-Llama-3-8B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"
