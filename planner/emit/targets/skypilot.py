@@ -32,7 +32,7 @@ def emit(job: Job, start: Start) -> Emitted:
     }
     if _from_hub(job, start):
         document["secrets"] = {"HF_TOKEN": None}
-    first = _first(job)
+    first = _first(job, start)
     return Emitted(
         files={NAME: to_yaml(document, comments(job, TITLE, cannot, first))},
         command=f"{in_folder(start)} && {_command(job, start)}",
@@ -41,10 +41,12 @@ def emit(job: Job, start: Start) -> Emitted:
     )
 
 
-def _first(job: Job) -> tuple[str, ...]:
-    data = "DATA is read on the machines: a datasets path, a bucket, or a file that file_mounts brings there"
-    shared = "OUT must be a path that all nodes share, such as a bucket that file_mounts mounts"
-    return (data, shared) if job.several_nodes else (data,)
+def _first(job: Job, start: Start) -> tuple[str, ...]:
+    read = "DATA is read" if _from_hub(job, start) else "DATA and MODEL are read"
+    data = f"{read} on the machines: a name of the hub, a bucket, or a path that file_mounts brings there"
+    kept = "OUT must be a path that all nodes share, such as a bucket that file_mounts mounts"
+    alone = "OUT goes with the machine: a bucket that file_mounts mounts keeps checkpoints and the trained model"
+    return (data, kept if job.several_nodes else alone)
 
 
 def _environment(job: Job, start: Start) -> dict[str, str | None]:
@@ -61,7 +63,8 @@ def _from_hub(job: Job, start: Start) -> bool:
 
 
 def _command(job: Job, start: Start) -> str:
-    words = ["sky", "launch", NAME, *(f"--env={name}=PATH" for name in missing(job, start))]
+    managed = ("jobs",) if job.machines.tier == "spot" else ()  # it starts again on another machine when one is taken
+    words = ["sky", *managed, "launch", NAME, *(f"--env={name}=PATH" for name in missing(job, start))]
     return shlex.join([*words, "--secret=HF_TOKEN"] if _from_hub(job, start) else words)
 
 
