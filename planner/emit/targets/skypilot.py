@@ -11,7 +11,7 @@ from ..known_names import known_names
 from ..shell import comments, environment, in_folder, install, joined, missing, model_of, train_words
 from ..start import Emitted, Start, slug
 from ..yaml_text import to_yaml
-from .torchrun import launch
+from .torchrun import GRACE, launch
 
 TITLE, NAME = "SkyPilot", "sky.yaml"
 REGION = re.compile(r"[A-Za-z0-9-]+")  # of a cloud's catalog: no blanks, no words of ours
@@ -70,7 +70,7 @@ def _command(job: Job, start: Start) -> str:
 
 def _run(job: Job, start: Start) -> str:
     """The same on every node; the first in SKYPILOT_NODE_IPS is where they meet."""
-    words = [f"torchrun {launch(job, run='trainplan')}", *train_words(None, None)]
+    words = [f"torchrun {GRACE} {launch(job, run='trainplan')}", *train_words(None, None)]
     meet = [
         'MASTER_ADDR="$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"',
         "export MASTER_ADDR MASTER_PORT=29500",
