@@ -1064,22 +1064,36 @@ def promise_event(plan: Plan, events: Sequence[Mapping[str, Any]]) -> dict[str, 
     return {"step": events[-1]["step"], **{name: dict(zip(keys, row, strict=True)) for name, row in rows.items()}}
 
 
-def promise_line(name: str, row: Mapping[str, float | None]) -> str:
-    """One figure of the promise in words.
+def promise_line(name: str, row: Mapping[str, float | None], *, device: str = "cuda") -> str:
+    """One figure of the promise in words; a plan promises nothing of a CPU.
 
     >>> promise_line("step_s", {"measured": 2.0, "planned": 1.5, "low": 1.2, "upper": 1.8})
     'step time: 2.00 s measured, 1.50 s planned (1.20 to 1.80 s): above the range'
+    >>> promise_line("step_s", {"measured": 2.0, "planned": 0.00288, "low": None, "upper": None}, device="cpu")
+    'step time: 2.00 s on a CPU, not compared; 0.00288 s planned on the GPU'
     """
     unit, size = ("s", 1) if name == "step_s" else ("GiB", GIB)
     words = "step time" if name == "step_s" else f"{name.removesuffix('_bytes')} memory"
     measured, planned, low, upper = (None if value is None else value / size for value in row.values())
+    promised = f"{_short(planned)} {unit} planned"
     if measured is None:
-        return f"{words}: not measured on a CPU, {planned:.2f} {unit} planned"
+        return f"{words}: not measured on a CPU, {promised}"
+    if device == "cpu":
+        return f"{words}: {_short(measured)} {unit} on a CPU, not compared; {promised} on the GPU"
     if low is None or upper is None:
-        return f"{words}: {measured:.2f} {unit} measured, {planned:.2f} {unit} planned, without a range"
+        return f"{words}: {_short(measured)} {unit} measured, {promised}, without a range"
     verdict = "below" if measured < low else "above" if measured > upper else "inside"
-    band = f"({low:.2f} to {upper:.2f} {unit})"
-    return f"{words}: {measured:.2f} {unit} measured, {planned:.2f} {unit} planned {band}: {verdict} the range"
+    band = f"({_short(low)} to {_short(upper)} {unit})"
+    return f"{words}: {_short(measured)} {unit} measured, {promised} {band}: {verdict} the range"
+
+
+def _short(value: float | None) -> str:
+    """Two decimals, or three digits of what is below one.
+
+    >>> _short(71.618), _short(0.0028814)
+    ('71.62', '0.00288')
+    """
+    return "unknown" if value is None else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -1234,7 +1248,8 @@ class Training:
         if early and len(self.first) == PROMISE_STEPS:
             promise = promise_event(self.plan, self.first)
             self.log.write("promise", promise)
-            say(*(promise_line(name, row) for name, row in promise.items() if isinstance(row, dict)))
+            device, rows = local_device().type, [(name, row) for name, row in promise.items() if isinstance(row, dict)]
+            say(*(promise_line(name, row, device=device) for name, row in rows))
 
     def _save(self, position: Mapping[str, Any]) -> None:
         if self.step > self.saved:
