@@ -92,7 +92,9 @@ def check_runnable(planned: Candidate, machine: Machine) -> None:
     if machine.cards:
         return
     if optimizer.deepspeed is None:
-        raise InputError(f"verify: {optimizer.name} runs on GPUs alone (bitsandbytes); verify this plan on a GPU")
+        raise InputError(
+            f"verify: {optimizer.name}: its 8-bit states are not compared on a CPU; verify this plan on a GPU"
+        )
     if optimizer.name == "lion" and "offload_optimizer" not in zero:
         raise InputError("verify: DeepSpeed's Lion without offload is a CUDA kernel; verify this plan on a GPU")
 

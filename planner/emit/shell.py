@@ -86,14 +86,21 @@ def option(name: str, value: str | None, variable: str) -> str:
     return f'"--{name}=${variable}"' if value is None else shlex.quote(f"--{name}={value}")
 
 
-def train_words(data: str | None, model: str | None) -> list[str]:
-    """train.py and what it is told, as words of a shell; all else it reads from plan.json. None: of DATA and MODEL."""
+def train_words(data: str | None, model: str | None, *, more: bool = True) -> list[str]:
+    """train.py and what it is told, as words of a shell; all else it reads from plan.json.
+
+    Args:
+        data: None: of the variable DATA.
+        model: None: of MODEL.
+        more: hand on what the script itself is told, such as ``--save-every=10``.
+    """
     return [
         "train.py",
         "--plan=plan.json",
         option("data", data, "DATA"),
         option("model", model, "MODEL"),
         '"--out=${OUT:-run}"',
+        *(['"$@"'] if more else []),
     ]
 
 

@@ -1161,10 +1161,13 @@ def identity(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     longer = ("steps", "save_every_steps", "versions")  # may change between two starts
     training = {key: value for key, value in plan["training"].items() if key not in longer}
     trained = [training, plan["adapters"], plan["ds_config"], plan["model"]["config"]]
+    source = (
+        Path(options.data).name if Path(options.data).exists() else options.data
+    )  # a file may lie elsewhere next time
     return {
         "plan": hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:16],
         "ranks": ranks_of(plan),
-        "data": f"{Path(options.data).name} {options.split} {options.text_field}",
+        "data": f"{source} {options.split} {options.text_field}",
         "seed": options.seed,
     }
 

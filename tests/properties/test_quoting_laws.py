@@ -28,6 +28,7 @@ SCRIPTS = {
     "accelerate": "accelerate.sh",
     "transformers": "transformers.sh",
 }
+OUT = {"transformers": "checkpoints"}  # as its Trainer calls them
 NASTY = (
     "it's",
     '"',
@@ -64,10 +65,10 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(script: Path, stubs: Path, **variables: str) -> list[str]:
-    """What the program at the end of a script is given."""
+def words(script: Path, stubs: Path, *more: str, **variables: str) -> list[str]:
+    """What the program at the end of a script is given; ``more`` is what the script is told."""
     environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **variables}
-    ran = subprocess.run(["bash", script], env=environment, capture_output=True, timeout=60, cwd=script.parent)
+    ran = subprocess.run(["bash", script, *more], env=environment, capture_output=True, timeout=60, cwd=script.parent)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.decode().split("\0")[:-1]
 
@@ -89,7 +90,7 @@ def test_the_program_is_given_the_very_words(
     write(emit_for(target, JOB, Start(folder="x", data=data, model=model)), folder)
     assert subprocess.run(["bash", "-n", folder / SCRIPTS[target]], timeout=60).returncode == 0
     given_words = words(folder / SCRIPTS[target], stubs)
-    assert given_words[-3:] == [f"--data={data}", f"--model={model}", "--out=checkpoints"]
+    assert given_words[-3:] == [f"--data={data}", f"--model={model}", f"--out={OUT.get(target, 'run')}"]
 
 
 @settings(max_examples=6)
@@ -101,8 +102,8 @@ def test_variables_are_words_too(
     """What the environment says when the job is started is handed on as it stands."""
     folder = tmp_path_factory.mktemp("job")
     write(emit_for(target, JOB, Start(folder="x")), folder)
-    given_words = words(folder / SCRIPTS[target], stubs, DATA=data, MODEL=model, OUT=out)
-    assert given_words[-3:] == [f"--data={data}", f"--model={model}", f"--out={out}"]
+    given_words = words(folder / SCRIPTS[target], stubs, f"--note={data}", DATA=data, MODEL=model, OUT=out)
+    assert given_words[-4:] == [f"--data={data}", f"--model={model}", f"--out={out}", f"--note={data}"]
 
 
 @settings(max_examples=12)

@@ -55,7 +55,7 @@ def _over_ssh(job: Job, start: Start) -> list[str]:
         "test -f hostfile || { echo 'hostfile: missing; copy hostfile.template and write the nodes into it' >&2; "
         "exit 2; }",
         "# The launcher hands words to ssh unquoted: nothing that a shell would read may stand in them.",
-        'for value in "$PWD" "${DATA:-}" "${MODEL:-}" "${OUT:-}"; do',
+        'for value in "$PWD" "${DATA:-}" "${MODEL:-}" "${OUT:-}" "$@"; do',
         f'  case "$value" in *[!{PLAIN}]*)',
         "    echo \"deepspeed over ssh cannot carry '$value'; use other names, or another target\" >&2; exit 2 ;;",
         "  esac",

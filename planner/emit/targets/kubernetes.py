@@ -97,7 +97,7 @@ def _run(job: Job) -> str:
         *environment(job, locks=False),
         "# The log names its plan: both lie beside the checkpoints, since a ConfigMap is read only.",
         'test "${PET_NODE_RANK:-0}" != 0 || cp plan.json "$OUT"',
-        joined(["exec torchrun", *train_words(None, None), '"--log=$OUT/measured.jsonl"']),
+        joined(["exec torchrun", *train_words(None, None, more=False), '"--log=$OUT/measured.jsonl"']),
     ]
     return "\n".join(lines) + "\n"
 

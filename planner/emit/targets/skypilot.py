@@ -44,8 +44,9 @@ def emit(job: Job, start: Start) -> Emitted:
 def _first(job: Job, start: Start) -> tuple[str, ...]:
     read = "DATA is read" if _from_hub(job, start) else "DATA and MODEL are read"
     data = f"{read} on the machines: a name of the hub, a bucket, or a path that file_mounts brings there"
-    kept = "OUT must be a path that all nodes share, such as a bucket that file_mounts mounts"
-    alone = "OUT goes with the machine: a bucket that file_mounts mounts keeps checkpoints and the trained model"
+    bucket = "a mounted bucket cannot rename a checkpoint's folder at once, and is none"
+    kept = f"OUT must be a volume that all nodes share (sky volumes); {bucket}"
+    alone = f"OUT goes with the machine: a volume (sky volumes) keeps it; {bucket}"
     return (data, kept if job.several_nodes else alone)
 
 
@@ -70,7 +71,7 @@ def _command(job: Job, start: Start) -> str:
 
 def _run(job: Job, start: Start) -> str:
     """The same on every node; the first in SKYPILOT_NODE_IPS is where they meet."""
-    words = [f"torchrun {GRACE} {launch(job, run='trainplan')}", *train_words(None, None)]
+    words = [f"torchrun {GRACE} {launch(job, run='trainplan')}", *train_words(None, None, more=False)]
     meet = [
         'MASTER_ADDR="$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"',
         "export MASTER_ADDR MASTER_PORT=29500",

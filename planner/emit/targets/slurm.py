@@ -29,7 +29,11 @@ def emit(job: Job, start: Start) -> Emitted:
 def _first(job: Job) -> tuple[str, ...]:
     where = "partition, account and the like are your cluster's: give them to sbatch; every node must see the folder"
     again = "the time limit is the run's upper bound: submitted again, the job goes on from its last checkpoint"
-    return (where, again) if job.machines.hours_upper is not None else (where,)
+    whole = (
+        f"it takes whole nodes (exclusive, all of their RAM): on nodes of more than {job.machines.gpus_per_node} GPUs, "
+        "ask for shares instead"
+    )
+    return (where, whole, again) if job.machines.hours_upper is not None else (where, whole)
 
 
 def _directives(job: Job) -> list[str]:

@@ -30,6 +30,7 @@ def emit(job: Job, start: Start) -> Emitted:
         option("data", start.data, "DATA"),
         option("model", model_of(job, start), "MODEL"),
         '"--out=${OUT:-checkpoints}"',
+        '"$@"',
     ]
     lines = [*beside(job, start), *rendezvous(job, rank=False), *environment(job), joined(words)]
     where = "MASTER_ADDR=FIRST_NODE " if job.several_nodes else ""

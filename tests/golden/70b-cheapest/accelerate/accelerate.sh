@@ -12,4 +12,5 @@ exec accelerate launch --config_file=accelerate.yaml \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-run}"
+  "--out=${OUT:-run}" \
+  "$@"

@@ -13,4 +13,5 @@ exec deepspeed --num_gpus=4 --no_local_rank \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-run}"
+  "--out=${OUT:-run}" \
+  "$@"

@@ -12,4 +12,5 @@ exec torchrun --shutdown-timeout=300 --standalone --nproc-per-node=4 \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-run}"
+  "--out=${OUT:-run}" \
+  "$@"

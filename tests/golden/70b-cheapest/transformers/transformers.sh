@@ -12,4 +12,5 @@ exec torchrun --standalone --nproc-per-node=4 \
   hf_trainer.py training_arguments.yaml \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-checkpoints}" \
+  "$@"

@@ -11,7 +11,7 @@ test ! -e "$DATA" || DATA="$(realpath -- "$DATA")"
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 test -f hostfile || { echo 'hostfile: missing; copy hostfile.template and write the nodes into it' >&2; exit 2; }
 # The launcher hands words to ssh unquoted: nothing that a shell would read may stand in them.
-for value in "$PWD" "${DATA:-}" "${MODEL:-}" "${OUT:-}"; do
+for value in "$PWD" "${DATA:-}" "${MODEL:-}" "${OUT:-}" "$@"; do
   case "$value" in *[!A-Za-z0-9_./:@%+=,-]*)
     echo "deepspeed over ssh cannot carry '$value'; use other names, or another target" >&2; exit 2 ;;
   esac
@@ -22,4 +22,5 @@ exec deepspeed --hostfile=hostfile --num_nodes=16 --num_gpus=8 --no_local_rank \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-run}"
+  "--out=${OUT:-run}" \
+  "$@"

@@ -14,4 +14,5 @@ exec torchrun --shutdown-timeout=300 --nnodes=16 --nproc-per-node=8 --rdzv-id=tr
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-run}"
+  "--out=${OUT:-run}" \
+  "$@"

@@ -14,4 +14,5 @@ exec torchrun --nnodes=16 --nproc-per-node=8 --rdzv-id=trainplan --rdzv-backend=
   hf_trainer.py training_arguments.yaml \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-checkpoints}" \
+  "$@"

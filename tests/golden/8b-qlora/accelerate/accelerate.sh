@@ -10,4 +10,5 @@ exec accelerate launch --config_file=accelerate.yaml \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Meta-Llama-3-8B \
-  "--out=${OUT:-run}"
+  "--out=${OUT:-run}" \
+  "$@"

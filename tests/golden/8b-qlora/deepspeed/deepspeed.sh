@@ -10,4 +10,5 @@ exec deepspeed --num_gpus=1 --no_local_rank \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Meta-Llama-3-8B \
-  "--out=${OUT:-run}"
+  "--out=${OUT:-run}" \
+  "$@"

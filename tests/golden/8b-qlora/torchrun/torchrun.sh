@@ -10,4 +10,5 @@ exec torchrun --shutdown-timeout=300 --standalone --nproc-per-node=1 \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Meta-Llama-3-8B \
-  "--out=${OUT:-run}"
+  "--out=${OUT:-run}" \
+  "$@"

@@ -10,4 +10,5 @@ exec torchrun --standalone --nproc-per-node=1 \
   hf_trainer.py training_arguments.yaml \
   "--data=$DATA" \
   --model=meta-llama/Meta-Llama-3-8B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-checkpoints}" \
+  "$@"
