@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..planner.candidate import Candidate
-from ..planner.documents import memory_document
+from ..planner.documents import adapters_row, memory_document
 from ..planner.emit.deepspeed import ds_config
+from ..planner.emit.training import training_document
 from ..planner.errors import InputError
 from ..planner.ledger import MARGINS, Certainty
 from ..planner.model import Model
@@ -156,12 +157,32 @@ def left_out(planned: Candidate, machine: Machine) -> Iterator[str]:
 
 def disagreements(document: Mapping[str, Any], planned: Candidate) -> Iterator[str]:
     """Where the file says something else than its own decision, assessed today."""
-    stated, today = dict(flat(document.get("ds_config") or {})), dict(flat(ds_config(planned.ledger, planned.setting)))
-    for key in sorted({*stated, *today} if stated else ()):
-        if stated.get(key) != today.get(key):
-            yield f"ds_config: {key}: {stated.get(key)!r:.60} in the file, the decision gives {today.get(key)!r:.60}"
-    for store, fresh in memory_document(planned).items():
-        yield from _other_lines(store, document["memory"][store]["entries"], fresh["entries"])
+    for section, fresh in (
+        ("ds_config", ds_config(planned.ledger, planned.setting)),
+        ("training", training_document(planned)),
+        ("adapters", adapters_row(planned) or {}),
+    ):
+        if document.get(section) is not None:  # of an older plan
+            yield from _other_keys(section, document[section], fresh)
+    for store, row in memory_document(planned).items():
+        yield from _other_lines(store, document["memory"][store]["entries"], row["entries"])
+        machine = () if store == "gpu" else OF_THE_OFFER
+        stated = {key: value for key, value in document["memory"][store].items() if key not in machine}
+        fresh = {key: value for key, value in row.items() if key not in machine}
+        yield from _other_keys(f"memory of the {store}", stated, fresh)
+
+
+# Entries are compared line by line. The rest does not follow from the decision alone: hub id, tokens, the priced host.
+ELSEWHERE = ("entries", "model", "steps", "save_every_steps")
+OF_THE_OFFER = ("capacity_bytes", "checked", "fits")
+
+
+def _other_keys(section: str, stated: Mapping[str, Any], fresh: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of one section whose values differ; versions are what the plan was made with."""
+    known, found = dict(flat(stated)), dict(flat(fresh))
+    for key in sorted({*known, *found}):
+        if key not in ELSEWHERE and not key.startswith("versions.") and known.get(key) != found.get(key):
+            yield f"{section}: {key}: {known.get(key)!r:.60} in the file, the decision gives {found.get(key)!r:.60}"
 
 
 def flat(keys: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -62,7 +62,11 @@ def _notes(document: Mapping[str, Any], path: Path) -> list[str]:
     from ..planner.emit.files import changed
     from ..planner.planfile import unknown_keys
 
-    found = [f"note: {path}: changed since trainplan wrote it; its parts agree"] if changed(path) else []
+    found = (
+        [f"note: {path}: changed since trainplan wrote it; its parts do not contradict each other"]
+        if changed(path)
+        else []
+    )
     unknown = unknown_keys(document)
     return [*found, f"note: {path}: ignored, not trainplan's: {', '.join(unknown[:10])}"] if unknown else found
 

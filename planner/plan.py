@@ -174,7 +174,8 @@ def warnings_for(c: Candidate) -> tuple[str, ...]:
         found.append("the CPU optimizer is compiled on first use; the node needs a host compiler (g++ and ninja)")
     if c.ledger.optimizer.deepspeed is None:
         found.append(
-            f"optimizer {c.ledger.optimizer.name}: not a ds_config type; train.py must pass it to deepspeed.initialize"
+            f"optimizer {c.ledger.optimizer.name}: no type of ds_config; the plan's train.py makes it, a script of your"
+            " own must pass it to deepspeed.initialize"
         )
     found += [text for name, text in SCRIPT.items() if name in c.stack.names]
     return tuple(found)
@@ -182,6 +183,12 @@ def warnings_for(c: Candidate) -> tuple[str, ...]:
 
 # What only the training script can do, by strategy.
 SCRIPT = {
-    "liger": "liger: train.py must patch the model with Liger Kernel before it is built; memory is planned without",
-    "torch-compile": "torch-compile: train.py must compile the decoder layers; memory is planned without",
+    "liger": (
+        "liger: the plan's train.py patches the model with Liger Kernel, a script of your own must do so before it "
+        "builds the model; memory is planned without"
+    ),
+    "torch-compile": (
+        "torch-compile: the plan's train.py compiles the decoder layers, a script of your own must do so; memory is "
+        "planned without"
+    ),
 }

@@ -117,6 +117,23 @@ def test_exit_codes(
     assert capsys.readouterr().out.startswith(verdict)
 
 
+@pytest.mark.parametrize("name", ["Muon", "MuAdam", "MuAdamW", "MuSGD"])
+def test_an_optimizer_that_is_not_modelled_never_fits(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its sizes are not known, so AdamW's say nothing: it is named, exit 5, and nothing better is claimed."""
+    config = {**PLAIN, "optimizer": {"type": name, "params": {"lr": 1e-5}}, "zero_allow_untested_optimizer": True}
+    asked = ["check", written(folder, config), *COMMON, "--checkpointing", "full"]
+    assert run_root(asked) == 5
+    text = capsys.readouterr().out
+    assert text.startswith("cannot be judged: ")
+    assert f"optimizer.type: the memory and time of {name} are not known" in " ".join(text.split())
+    assert run_root([*asked, "--json"]) == 5
+    document = json.loads(capsys.readouterr().out)
+    assert [(each["key"], each["value"]) for each in document["not_modelled"]] == [("optimizer.type", name)]
+    assert document["better"] is None
+
+
 def test_write_writes_the_better_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is there, its diff is what was printed, and it is itself found good; the original stays."""
     wasteful = {**PLAIN, "activation_checkpointing": {"cpu_checkpointing": True}}

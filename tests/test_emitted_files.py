@@ -93,7 +93,7 @@ def edited(plan: Path, change: dict[str, Any]) -> None:
 
 
 def test_a_changed_plan_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that trainplan wrote and somebody changed is used where its parts agree, with a note; it stays as it is."""
+    """One that somebody changed is used, with a note, where its parts do not contradict each other; it stays as it is."""
     folder = tmp_path / "mine"
     shutil.copytree(GOLDEN / "8b-qlora", tmp_path / "source")
     assert run_root(["emit", str(tmp_path / "source"), "--out", str(folder)]) == 0

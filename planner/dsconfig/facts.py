@@ -18,16 +18,11 @@ from ..states import SUB_GROUP_ELEMENTS, largest_module, sub_groups
 from ..transform import Setting
 from ..units import gib
 from .keys import ZERO, keys
-from .meaning import ADAMS, LOWERED, Meaning
+from .meaning import ADAMS, LOWERED, TORCH, Meaning
 from .resolving import Resolved
 
 # Accepted without zero_allow_untested_optimizer: DeepSpeed 0.19.8 runtime/zero/utils.py, ZERO_SUPPORTED_OPTIMIZERS
 TESTED = ("adam", "adamw", "adagrad", "lion", "muon")
-# torch 2.13.0 torch.optim, less those in DeepSpeed's own list; compared with the installed torch by the tests
-TORCH = (
-    "ASGD", "Adadelta", "Adafactor", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
-    "SparseAdam",
-)  # fmt: skip
 LARGE = 2  # times the chosen bucket from which one counts as large
 SHARES = 20  # sub-groups that a share of the optimizer should be cut into: steps of 5 %
 SMALLEST_SWAP_BUFFERS = {1: 8, 2: 12}  # with one and with both of pipeline_read and pipeline_write; tried on engines
@@ -98,6 +93,7 @@ def _zero_facts(resolved: Resolved, ledger: Ledger, setting: Setting) -> dict[st
     groups = sub_groups(ledger.trainable, setting.world_size, max(1, int(resolved.zero("sub_group_size"))))
     zeropp = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
     unwritten = (None, "", "none")
+    hpz = min(int(resolved.zero("zero_hpz_partition_size")), setting.world_size)  # DeepSpeed's own limit
     return {
         "share": "all" if ratio == 1 else "nothing" if ratio == 0 else "part",
         "offload_written": offload in resolved.written,
@@ -119,7 +115,8 @@ def _zero_facts(resolved: Resolved, ledger: Ledger, setting: Setting) -> dict[st
             for old, new in (("cpu_offload", offload), ("cpu_offload_param", params))
         ),
         "zenflow": f"{ZERO}.zenflow" in resolved.written,
-        "zeropp": int(resolved.zero("zero_hpz_partition_size")) > 1 or any(resolved.zero(name) for name in zeropp),
+        "hpz_divides": hpz <= 1 or setting.world_size % hpz == 0,
+        "zeropp": hpz > 1 or any(resolved.zero(name) for name in zeropp),
         "synchronises": any(
             resolved[path] for path in ("wall_clock_breakdown", "flops_profiler.enabled", "comms_logger.enabled")
         ),

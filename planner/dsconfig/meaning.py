@@ -18,6 +18,12 @@ TYPES = {
 }
 ADAMS = ("adam", "adamw")
 LOWERED = ("adagrad", "adam", "adamw", "lamb", "muadam", "muadamw", "musgd", "lion", "muon")  # runtime/config.py
+# torch 2.13.0 torch.optim, less those in DeepSpeed's own list; compared with the installed torch by the tests
+TORCH = (
+    "ASGD", "Adadelta", "Adafactor", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
+    "SparseAdam",
+)  # fmt: skip
+COUNTED = (*ADAMS, "adagrad", "lamb", "lion", "Adafactor", "SGD")  # whose sizes are known: strategies/given.py
 PIPELINED_BUFFERS = 3  # sub-groups in flight: strategies/pipelined_swap.py
 SWITCHES = ("enabled", "deepcompile")  # keys without which the rest of their section does nothing
 
@@ -141,6 +147,10 @@ def _unmodelled(resolved: Resolved, stage: int, precision: Precision) -> Iterato
     for path, section in sections().items():
         if section.unknown == "free" and section.cost == "unknown" and path in resolved.written:
             yield Unmodelled(path=path, value="...", effect=section.effect, may_add=True)
+    name = optimizer_type(resolved)
+    if name in (*LOWERED, *TORCH) and name not in COUNTED:
+        effect = f"the memory and time of {resolved['optimizer.type']} are not known: AdamW's are shown in their place"
+        yield Unmodelled(path="optimizer.type", value=resolved["optimizer.type"], effect=effect, may_add=True)
     if f"{ZERO}.zenflow" in resolved.written:
         section = sections()[f"{ZERO}.zenflow"]
         yield Unmodelled(path=section.path, value="...", effect=section.effect, may_add=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .syntax import DEEPEST, SyntaxProblem, is_strict, parse
+from .syntax import DEEPEST, SyntaxProblem, TooManyKeys, is_strict, parse
 
 LARGEST_BYTES = 1_000_000
 
@@ -59,6 +59,8 @@ def from_text(text: str, *, name: str) -> ConfigText:
         values, placed = root.value, True
     except SyntaxProblem as problem:
         values, duplicates, placed = _hjson(text, name, problem), (), False
+    except TooManyKeys as problem:
+        raise InputError(f"{name}: {problem}, DeepSpeed knows some 250; give a ds_config.json") from None
     if not isinstance(values, dict):
         raise InputError(f"{name}: {type(values).__name__} at the top, an object is needed; write {{...}}")
     return ConfigText(name=name, text=text, values=values, duplicates=duplicates, strict=is_strict(text), placed=placed)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DEEPEST = 32  # levels of nesting; DeepSpeed's own sections have four
+MOST_KEYS = 500  # of all objects; DeepSpeed knows some 250
 BLANK = re.compile(r"(?:[\s,]|#[^\n]*|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 COMMENT = re.compile(r"#[^\n]*|//[^\n]*|/\*.*?\*/", re.DOTALL)
 SCALAR = re.compile(r"[^\s,\]\}\[\{:#]+")
@@ -23,6 +24,10 @@ WORDS = {"true": True, "false": False, "null": None}
 
 class SyntaxProblem(Exception):
     """Where the text stops being JSON with comments."""
+
+
+class TooManyKeys(Exception):
+    """More keys than any configuration has: each would be judged and priced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Node:
 class _Reader:
     text: str
     duplicates: list[str] = field(default_factory=list)
+    keys: int = 0
 
     def blank(self, at: int) -> int:
         """Past spaces, commas and comments."""
@@ -86,13 +92,19 @@ class _Reader:
         if not NUMBER.fullmatch(word):
             shown = word[:40] or self.text[at : at + 1] or "the end of the file"
             raise self.fail(at, f"no JSON value, got {shown}; numbers, true, false, null and quoted strings are")
-        return Node(json.loads(word), at, at + len(word))
+        try:
+            return Node(json.loads(word), at, at + len(word))
+        except ValueError:  # Python turns no more than 4,300 digits into a whole number
+            raise self.fail(at, f"a number of {len(word):,} characters, got {word[:20]}...") from None
 
     def object(self, at: int, path: str, depth: int) -> Node:
         """Members between braces; a key that stands twice is noted."""
         members: list[tuple[str, int, Node]] = []
         here = self.blank(at + 1)
         while self.text[here : here + 1] != "}":
+            self.keys += 1
+            if self.keys > MOST_KEYS:
+                raise TooManyKeys(f"more than {MOST_KEYS:,} keys")
             key = self.scalar(here) if self.text[here : here + 1] == '"' else None
             if key is None:
                 raise self.fail(here, f"a quoted key or }} is needed, got {self.text[here : here + 10]!r}")
@@ -123,6 +135,7 @@ def parse(text: str) -> tuple[Node, tuple[str, ...]]:
 
     Raises:
         SyntaxProblem: no JSON, even with comments.
+        TooManyKeys: no configuration of DeepSpeed's.
 
     >>> parse('{"bf16": {"enabled": true}, // as the card can\\n}')[0].value
     {'bf16': {'enabled': True}}

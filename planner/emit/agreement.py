@@ -106,6 +106,8 @@ def _wrong_ds_config(config: Mapping[str, Any]) -> Iterator[str]:
     for key in ("bf16", "fp16", "zero_optimization", "optimizer"):
         if key in config and not isinstance(config[key], dict):
             yield f"ds_config.{key} is {repr(config[key])[:40]}, not an object"
+    if not is_number(config.get("gradient_clipping", 0.0)):
+        yield f"ds_config.gradient_clipping is {repr(config['gradient_clipping'])[:40]}, not a number"
     zero = config.get("zero_optimization", {})
     for key in ("offload_optimizer", "offload_param"):
         if isinstance(zero, dict) and key in zero and not isinstance(zero[key], dict):

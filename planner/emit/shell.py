@@ -93,7 +93,7 @@ def train_words(data: str | None, model: str | None) -> list[str]:
         "--plan=plan.json",
         option("data", data, "DATA"),
         option("model", model, "MODEL"),
-        '"--out=${OUT:-checkpoints}"',
+        '"--out=${OUT:-run}"',
     ]
 
 

@@ -70,6 +70,7 @@ class RefusedHere(Refused):
 NUMBER = (int, float)
 FIELDS: Sequence[tuple[Any, str]] = (  # what is read below, by type; "?": may be null
     (int, "decision.gpus decision.zero_stage decision.micro_batch decision.gradient_accumulation_steps"),
+    (int, "decision.data_parallel_world_size?"),
     (int, "training.seq_len training.global_batch training.steps training.save_every_steps"),
     (int, "training.loss_chunk_tokens training.checkpointing.layers adapters?.rank adapters?.alpha"),
     (str, "decision.gpu training.model? training.precision training.attn_implementation"),
@@ -115,7 +116,11 @@ def check_plan(plan: Any) -> None:
     for kind, names in FIELDS:
         for name in names.split():
             _check_field(plan, name, kind)
-    _check_values(plan["training"])
+    for where, keys in ((plan, ("adapters",)), (plan["training"], ("model", "quantization"))):
+        for key in keys:
+            if key not in where:
+                raise Refused(f"{key}: is missing, null where there is none; plan again")
+    _check_values(plan)
     _check_agreement(plan)
 
 
@@ -130,13 +135,22 @@ def _check_field(plan: Plan, name: str, kind: Any) -> None:
         raise Refused(f"{name.replace('?', '')}: must be {words}, got {str(value)[:80]!r}; plan again")
 
 
-def _check_values(training: Mapping[str, Any]) -> None:
+def _check_values(plan: Plan) -> None:
+    decision, training = plan["decision"], plan["training"]
     for key, values in ALLOWED.items():
         if training[key] not in values:
             raise Refused(f"training.{key}: must be one of {', '.join(values)}, got {training[key]!r}; plan again")
     for key in ("seq_len", "global_batch", "steps", "save_every_steps"):
         if training[key] < 1:
             raise Refused(f"training.{key}: must be 1 or more, got {training[key]}; plan again")
+    for key in ("gpus", "micro_batch", "gradient_accumulation_steps"):
+        if decision[key] < 1:
+            raise Refused(f"decision.{key}: must be 1 or more, got {decision[key]}; plan again")
+    least = min(training["loss_chunk_tokens"], training["checkpointing"]["layers"])
+    if least < 0:
+        raise Refused(
+            f"training: chunks of the loss and checkpointed layers must be 0 or more, got {least}; plan again"
+        )
 
 
 def _check_agreement(plan: Plan) -> None:
@@ -185,7 +199,7 @@ def check_config_file(plan: Plan, folder: Path) -> None:
     path = folder / "ds_config.json"
     try:
         same = not path.exists() or json.loads(path.read_text(encoding="utf-8")) == plan["ds_config"]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         same = False
     if not same:
         raise Refused(f"{path}: differs from ds_config in plan.json, which is what trains; plan again, or remove it")
@@ -983,7 +997,7 @@ class Log:
     def write(self, event: str, values: Mapping[str, Any]) -> None:
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(hide_secrets(json.dumps({"event": event, **values})) + "\n")
+            file.write(json.dumps({"event": event, **without_secrets(values)}) + "\n")
 
 
 def job_event(plan_path: Path, plan: Plan, log: Path, resumed: int) -> dict[str, Any]:
@@ -1050,22 +1064,36 @@ def promise_event(plan: Plan, events: Sequence[Mapping[str, Any]]) -> dict[str, 
     return {"step": events[-1]["step"], **{name: dict(zip(keys, row, strict=True)) for name, row in rows.items()}}
 
 
-def promise_line(name: str, row: Mapping[str, float | None]) -> str:
-    """One figure of the promise in words.
+def promise_line(name: str, row: Mapping[str, float | None], *, device: str = "cuda") -> str:
+    """One figure of the promise in words; a plan promises nothing of a CPU.
 
     >>> promise_line("step_s", {"measured": 2.0, "planned": 1.5, "low": 1.2, "upper": 1.8})
     'step time: 2.00 s measured, 1.50 s planned (1.20 to 1.80 s): above the range'
+    >>> promise_line("step_s", {"measured": 2.0, "planned": 0.00288, "low": None, "upper": None}, device="cpu")
+    'step time: 2.00 s on a CPU, not compared; 0.00288 s planned on the GPU'
     """
     unit, size = ("s", 1) if name == "step_s" else ("GiB", GIB)
     words = "step time" if name == "step_s" else f"{name.removesuffix('_bytes')} memory"
     measured, planned, low, upper = (None if value is None else value / size for value in row.values())
+    promised = f"{_short(planned)} {unit} planned"
     if measured is None:
-        return f"{words}: not measured on a CPU, {planned:.2f} {unit} planned"
+        return f"{words}: not measured on a CPU, {promised}"
+    if device == "cpu":
+        return f"{words}: {_short(measured)} {unit} on a CPU, not compared; {promised} on the GPU"
     if low is None or upper is None:
-        return f"{words}: {measured:.2f} {unit} measured, {planned:.2f} {unit} planned, without a range"
+        return f"{words}: {_short(measured)} {unit} measured, {promised}, without a range"
     verdict = "below" if measured < low else "above" if measured > upper else "inside"
-    band = f"({low:.2f} to {upper:.2f} {unit})"
-    return f"{words}: {measured:.2f} {unit} measured, {planned:.2f} {unit} planned {band}: {verdict} the range"
+    band = f"({_short(low)} to {_short(upper)} {unit})"
+    return f"{words}: {_short(measured)} {unit} measured, {promised} {band}: {verdict} the range"
+
+
+def _short(value: float | None) -> str:
+    """Two decimals, or three digits of what is below one.
+
+    >>> _short(71.618), _short(0.0028814)
+    ('71.62', '0.00288')
+    """
+    return "unknown" if value is None else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -1108,15 +1136,21 @@ def complete(options: argparse.Namespace, plan: Plan) -> None:
     training, folder = plan["training"], options.plan.resolve().parent
     options.out = (options.out or folder / "run").resolve()
     options.log = (options.log or folder / "measured.jsonl").resolve()
-    options.steps = options.steps or training["steps"]
-    options.save_every = options.save_every or training["save_every_steps"]
-    options.learning_rate = options.learning_rate or learning_rate(plan)
+    options.steps = training["steps"] if options.steps is None else options.steps
+    options.save_every = training["save_every_steps"] if options.save_every is None else options.save_every
+    options.learning_rate = learning_rate(plan) if options.learning_rate is None else options.learning_rate
     options.warmup_steps = max(1, options.steps // 100) if options.warmup_steps is None else options.warmup_steps
     options.model = None if options.from_scratch else options.model or training["model"]
     options.tokenizer = options.tokenizer or options.model
     for flag in ("steps", "save_every", "keep"):
         if getattr(options, flag) < 1:
             raise Refused(f"--{flag.replace('_', '-')}: must be 1 or more, got {getattr(options, flag)}")
+    if not 0 < options.learning_rate < math.inf:
+        raise Refused(f"--learning-rate: must be a number above 0, got {options.learning_rate}")
+    if not 0 <= options.final_rate <= 1:
+        raise Refused(f"--final-rate: must be from 0 to 1, got {options.final_rate}")
+    if options.warmup_steps < 0:
+        raise Refused(f"--warmup-steps: must be 0 or more, got {options.warmup_steps}")
     if not options.tokenizer:
         need = "--tokenizer: a new model needs one" if options.from_scratch else "--model: the plan names no hub id"
         raise Refused(f"{need}; give a folder or a hub id")
@@ -1214,7 +1248,8 @@ class Training:
         if early and len(self.first) == PROMISE_STEPS:
             promise = promise_event(self.plan, self.first)
             self.log.write("promise", promise)
-            say(*(promise_line(name, row) for name, row in promise.items() if isinstance(row, dict)))
+            device, rows = local_device().type, [(name, row) for name, row in promise.items() if isinstance(row, dict)]
+            say(*(promise_line(name, row, device=device) for name, row in rows))
 
     def _save(self, position: Mapping[str, Any]) -> None:
         if self.step > self.saved:
@@ -1266,6 +1301,13 @@ def hide_secrets(text: str) -> str:
         if len(value) >= SHORTEST_SECRET and named.search(name):
             text = text.replace(value, "***")
     return text
+
+
+def without_secrets(value: Any) -> Any:
+    """The texts of a JSON value without them; MAX_TOKENS=131072 must not break a number that has these digits."""
+    if isinstance(value, Mapping):
+        return {key: without_secrets(inner) for key, inner in value.items()}
+    return hide_secrets(value) if isinstance(value, str) else value
 
 
 def first_line(error: Exception) -> str:

@@ -86,6 +86,7 @@ def _findings(findings: Sequence[Document]) -> str:
         return "Findings: none"
     counts = Counter(each["severity"] for each in findings)
     head = ", ".join(f"{counts[name]} {words}" for name, words in SEVERITIES.items() if counts[name])
+    head = head.removesuffix("s") if counts["note"] == 1 else head
     return f"Findings: {head}\n" + "\n".join(line for each in findings for line in _finding(each))
 
 

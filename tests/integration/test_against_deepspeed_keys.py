@@ -251,8 +251,7 @@ def test_the_version_is_the_one_that_is_installed() -> None:
 def test_torchs_optimizers_are_torchs() -> None:
     """Names that are passed on to torch.optim are there, and none is missing."""
     import torch
-    from trainplan.planner.dsconfig.facts import TORCH
-    from trainplan.planner.dsconfig.meaning import LOWERED
+    from trainplan.planner.dsconfig.meaning import LOWERED, TORCH
 
     classes = {
         name for name, kind in vars(torch.optim).items()

@@ -20,7 +20,7 @@ from trainplan.strategies.optimizer import OPTIMIZERS
 from .configurations import CLASSES, GPUS, LORA_OPTIONS, planned
 from .deepspeed_parser import parse
 from .engine import LOSS_TOLERANCE
-from .jobs import job_of, plan_of, refused_job, run_jobs
+from .support_jobs import job_of, plan_of, refused_job, run_jobs
 
 pytestmark = pytest.mark.deepspeed
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from trainplan.planner.planfile import read_plan
 
-from ..jobs import emitted, plans
+from ..launch_cases import emitted, plans
 
 TESTS = Path(__file__).parents[1]
 SCHEMAS = TESTS / "data" / "schemas"

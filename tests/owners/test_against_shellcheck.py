@@ -10,7 +10,7 @@ import pytest
 import yaml
 from trainplan.planner.emit.start import Start
 
-from ..jobs import START, emitted, plans
+from ..launch_cases import START, emitted, plans
 
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 PLANS = plans()

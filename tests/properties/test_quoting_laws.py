@@ -17,7 +17,7 @@ from trainplan.planner.emit.targets import emit_for
 from trainplan.planner.emit.targets.kubernetes import literal
 from trainplan.planner.errors import InputError
 
-from ..jobs import plans
+from ..launch_cases import plans
 
 PROGRAMS = ("deepspeed", "torchrun", "srun", "accelerate", "axolotl", "llamafactory-cli", "python")
 STUB = "#!/bin/sh\nprintf '%s\\0' \"$@\"\n"

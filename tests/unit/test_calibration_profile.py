@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import trainplan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainplan.api import Estimate
+from trainplan.cli.main import run_root
 from trainplan.planner.calibrate import profile as profiles
 from trainplan.planner.calibrate.parameters import Fitted, calibration_of, parameters
 from trainplan.planner.calibrate.profile import Agreement, Profile, Source, read_profile, text_of
@@ -188,6 +190,35 @@ def test_a_plan_with_a_profile(tmp_path: Path) -> None:
     confirmed = own.candidate
     assert confirmed.gpu.fits
     assert confirmed.setting.live == Range(0.0, 0.02, 0.05)
+
+
+ZERO_2 = {"train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+
+
+def checked(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """The document of `trainplan check`."""
+    config = folder / "ds_config.json"
+    config.write_text(json.dumps(ZERO_2), encoding="utf-8")
+    machine = ("--model", "llama-3-8b", "--gpus", "8xa100-80", "--price", "1", "--host-memory-gib", "2000")
+    assert run_root(["check", str(config), *machine, "--checkpointing", "full", "--json", *arguments]) in (0, 5)
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_a_check_uses_the_figures_of_its_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds, dollars and bytes of an existing configuration are the profile's; another GPU's only warns."""
+    own = written(tmp_path, text_of(profile_of()))
+    plain, profiled = checked(tmp_path, capsys), checked(tmp_path, capsys, "--profile", own)
+    assert profiled["time"]["step_s"] > plain["time"]["step_s"]
+    assert profiled["cost"]["usd"] > plain["cost"]["usd"]
+    for size in ("reserved_bytes", "device_bytes", "upper_bound_bytes"):
+        assert profiled["memory"]["gpu"][size] > plain["memory"]["gpu"][size]
+    changed = {key for key, value in profiled["configuration"].items() if value != plain["configuration"][key]}
+    assert changed == {"hours", "cost_usd"}
+
+    other = checked(tmp_path, capsys, "--profile", written(tmp_path, text_of(profile_of("h100"))))
+    (note,) = set(other["warnings"]) - set(plain["warnings"])
+    assert note == "--profile p.toml: measured on h100, not applied: the plan is for a100-80"
+    assert {**other, "warnings": plain["warnings"]} == plain
 
 
 def test_every_parameter_has_its_place() -> None:

@@ -53,6 +53,9 @@ CASES: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "offload-without-zero": ({**ON_CPU, f"{Z}.stage": 0}, ON_CPU),
     "share-below-stage-3": ({**ON_CPU, f"{OO}.ratio": 0.5}, {**STAGE3, **ON_CPU, f"{OO}.ratio": 0.5}),
+    "secondary-partition-uneven": (
+        {**STAGE3, f"{Z}.zero_hpz_partition_size": 3}, {**STAGE3, f"{Z}.zero_hpz_partition_size": 4},
+    ),
     "nvme-without-path": (
         {**STAGE3, "optimizer": ADAMW, OO: {"device": "nvme"}}, {**STAGE3, "optimizer": ADAMW, OO: NVME},
     ),

@@ -111,6 +111,7 @@ def test_a_diff_is_unified() -> None:
         ('{"a": 1} {"b": 2}', "more than one value"),
         ('{"a":\n [1, tru]}', "line 2 column 6: no JSON value, got tru"),
         ('{"a": "\\q"}', "a string with an unknown escape"),
+        ('{"a": ' + "1" * 5_000 + "}", "line 1 column 7: a number of 5,000 characters"),
         ("[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), "nested deeper"),
         ("[" * 100_000, "nested deeper"),
     ],
@@ -121,6 +122,13 @@ def test_no_json_is_said_with_its_place(text: str, where: str) -> None:
     with pytest.raises(SyntaxProblem) as raised:
         parse(text)
     assert where in str(raised.value)
+
+
+def test_more_keys_than_any_configuration_has_are_refused_at_once() -> None:
+    """Each would be judged, and a check would take minutes."""
+    text = "{" + ", ".join(f'"k{i}": 1' for i in range(50_000)) + "}"
+    with pytest.raises(InputError, match=r"^x: more than 500 keys, DeepSpeed knows some 250; give a ds_config.json$"):
+        from_text(text, name="x")
 
 
 def test_keys_that_stand_twice_are_named() -> None:

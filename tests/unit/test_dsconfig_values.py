@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from trainplan.planner.dsconfig.findings import Severity
-from trainplan.planner.dsconfig.meaning import meaning
+from trainplan.planner.dsconfig.meaning import COUNTED, LOWERED, TORCH, meaning
 from trainplan.planner.dsconfig.problems import problems
 from trainplan.planner.dsconfig.reading import from_mapping
 from trainplan.planner.dsconfig.resolving import Asked, Resolved, resolve
 from trainplan.planner.errors import InputError
 from trainplan.planner.workload import Precision
+from trainplan.strategies.given import optimizer_of
 
 ASKED: dict[str, Any] = {"gpus": 8, "hidden": 4096, "sequences": 256}
 
@@ -149,6 +150,11 @@ def test_below_their_stage_keys_mean_nothing() -> None:
         ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.2}}},
          {"zero_optimization.zenflow", "zero_optimization.zenflow.topk_ratio"}),
         ({"tensorboard": {"enabled": True}, "steps_per_print": 5}, set()),
+        ({"optimizer": {"type": "Muon"}}, {"optimizer.type"}),
+        ({"optimizer": {"type": "MuAdamW"}}, {"optimizer.type"}),
+        ({"optimizer": {"type": "RMSprop"}}, {"optimizer.type"}),
+        ({"optimizer": {"type": "Lion"}}, set()),
+        ({"optimizer": {"type": "AdamWW"}}, set()),  # there is none: it will not run, which a problem says
     ],
 )  # fmt: skip
 def test_what_is_not_modelled_is_named(config: dict[str, Any], paths: set[str]) -> None:
@@ -156,6 +162,17 @@ def test_what_is_not_modelled_is_named(config: dict[str, Any], paths: set[str]) 
     unmodelled = meaning(values(config)).unmodelled
     assert {each.path for each in unmodelled} == paths
     assert all(each.may_add for each in unmodelled)
+
+
+@pytest.mark.parametrize("name", sorted({*LOWERED, *TORCH}))
+def test_an_optimizer_of_unknown_size_is_not_modelled(name: str) -> None:
+    """Whatever the ledger counts as AdamW because its own sizes are not known is named, in any case; nothing else."""
+    for written in (name, name.upper()) if name in LOWERED else (name,):
+        found = meaning(values({"optimizer": {"type": written}}))
+        known = optimizer_of(found, "adamw") is not None
+        assert known is (name in COUNTED)
+        assert [each.value for each in found.unmodelled] == ([] if known else [written])
+        assert all(written in each.effect and each.may_add for each in found.unmodelled)
 
 
 def test_all_problems_come_at_once() -> None:

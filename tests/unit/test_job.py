@@ -12,7 +12,7 @@ from trainplan.planner.emit.job import job_of
 from trainplan.planner.errors import InputError
 from trainplan.planner.planfile import read_plan, unknown_keys
 
-from ..jobs import plans
+from ..launch_cases import plans
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Plan = dict[str, Any]
@@ -57,6 +57,7 @@ WRONG: dict[str, tuple[Callable[[Plan], None], str]] = {
     "unknown key": (change("ds_config", "zero_optimisation", to={}), "ds_config.zero_optimisation is no key that"),
     "no optimizer": (lambda d: d["ds_config"].pop("optimizer"), "ds_config.optimizer is False"),
     "rate": (change("ds_config", "optimizer", "params", "lr", to="fast"), "ds_config.optimizer.params.lr is 'fast'"),
+    "clipping": (change("ds_config", "gradient_clipping", to="x"), "ds_config.gradient_clipping is 'x', not a number"),
     "strategy": (change("training", "liger", to=True), "decision.strategies and training differ in liger"),
     "method": (change("decision", "method", to="lora"), "decision.method is lora without adapters"),
     "hub id": (change("training", "model", to="x; rm -rf /"), "training.model is 'x; rm -rf /', no hub id"),

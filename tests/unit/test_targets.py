@@ -15,7 +15,7 @@ from trainplan.planner.emit.start import Emitted, Start, slug
 from trainplan.planner.emit.targets import TARGETS, emit_for
 from trainplan.planner.errors import InputError
 
-from ..jobs import START, emitted, plans
+from ..launch_cases import START, emitted, plans
 
 Values = dict[str, Any]
 TORCH = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

@@ -98,6 +98,10 @@ def test_another_world_size_is_refused_before_anything_heavy_is_loaded(tmp_path:
         (lambda: small(training__precision="fp8"), "training.precision: must be one of bf16, fp16, fp32, got 'fp8'"),
         (lambda: small(training__steps=0), "training.steps: must be 1 or more, got 0"),
         (lambda: small(training=None), "training.seq_len: must be int"),
+        (lambda: small(decision__data_parallel_world_size="two"), "data_parallel_world_size: must be int, got 'two'"),
+        (lambda: small(decision__micro_batch=-1, decision__gradient_accumulation_steps=-2), "micro_batch: must be 1"),
+        (lambda: small(training__loss_chunk_tokens=-1), "checkpointed layers must be 0 or more, got -1"),
+        (lambda: {k: v for k, v in small().items() if k != "adapters"}, "adapters: is missing"),
         (lambda: small(adapters={"rank": "many"}), "adapters.rank: must be int, got 'many'"),
         (lambda: small(decision__micro_batch=2), "ds_config.train_micro_batch_size_per_gpu is 1, the rest"),
         (lambda: small(decision__zero_stage=1), "ds_config.zero_optimization.stage is"),
@@ -120,6 +124,13 @@ def test_flags_are_refused_in_one_line(refused: Refuse) -> None:
     assert "required: --data" in refused(small())
     assert "cannot be read, No such file" in refused(small(), "--data", "x", "--plan", "nowhere.json")
     assert "--keep: must be 1 or more, got 0" in refused(small(), "--data", "x", "--keep", "0")
+    assert "--steps: must be 1 or more, got 0" in refused(small(), "--data", "x", "--steps", "0")
+    assert "--save-every: must be 1 or more, got 0" in refused(small(), "--data", "x", "--save-every", "0")
+    assert "--learning-rate: must be a number above 0, got nan" in refused(
+        small(), "--data", "x", "--learning-rate", "nan"
+    )
+    assert "--final-rate: must be from 0 to 1, got 2.0" in refused(small(), "--data", "x", "--final-rate", "2")
+    assert "--warmup-steps: must be 0 or more, got -1" in refused(small(), "--data", "x", "--warmup-steps=-1")
     assert "--tokenizer: a new model needs one" in refused(small(), "--data", "x", "--from-scratch")
     assert "--model: the plan names no hub id" in refused(small(training__model=None), "--data", "x")
 
@@ -127,6 +138,8 @@ def test_flags_are_refused_in_one_line(refused: Refuse) -> None:
 def test_an_edited_ds_config_is_not_passed_over(tmp_path: Path, refused: Refuse) -> None:
     """The file beside the plan is not what trains, so it may not say something else."""
     (tmp_path / "ds_config.json").write_text("{}")
+    assert "ds_config.json: differs from ds_config in plan.json" in refused(small(), "--data", "x")
+    (tmp_path / "ds_config.json").write_text("[" * 100_000)
     assert "ds_config.json: differs from ds_config in plan.json" in refused(small(), "--data", "x")
 
 
@@ -186,6 +199,15 @@ def test_secrets_are_blotted_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdef")
     monkeypatch.setenv("OTHER_TOKEN", "step")
     assert train.hide_secrets("step: https://user:hf_abcdef@host") == "step: https://user:***@host"
+
+
+def test_numbers_of_the_log_stay_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of tokens is named like a secret; only texts are blotted out, so that every line stays JSON."""
+    monkeypatch.setenv("MAX_TOKENS", "131072")
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdef")
+    path = tmp_path / "measured.jsonl"
+    train.Log(path).write("step", {"host_bytes": 1310720, "versions": {"a": "hf_abcdef"}})
+    assert json.loads(path.read_text()) == {"event": "step", "host_bytes": 1310720, "versions": {"a": "***"}}
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -136,6 +136,29 @@ def test_a_plan_file_agrees_with_itself(path: Path) -> None:
     assert entry["item"] in found[1]
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("memory.gpu", "upper_bound_bytes", 1),
+        ("memory.gpu", "capacity_bytes", 10**15),
+        ("training", "seq_len", 128),
+        ("adapters", "rank", 1),
+        ("ds_config", "train_batch_size", None),
+    ],
+)
+def test_totals_and_what_trains_are_the_decisions_too(section: str, key: str, value: object) -> None:
+    """Whatever train.py reads and people rely on is compared, not the lines alone."""
+    path = next(p for p in sorted(GOLDEN.glob("*/plan.json")) if read_plan(str(p)).get("adapters"))
+    document = read_plan(str(path))
+    planned = as_planned(document)
+    part = document
+    for name in section.split("."):
+        part = part[name]
+    part[key] = value
+    (found,) = disagreements(document, planned)
+    assert f"{key}: {value!r} in the file" in found
+
+
 def test_too_small_a_machine_says_what_is_needed(plan: dict[str, Any]) -> None:
     """What two layers need, what there is, and what to do."""
     tiny = replace(CPU, free_ram_bytes=GIB)

@@ -75,6 +75,7 @@ def _config(job: Job, start: Start, again: Recompute) -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": job.save_every,
         "save_total_limit": 2,
+        "auto_resume_from_checkpoints": True,
         "output_dir": "checkpoints",
         "bf16": job.precision is Precision.BF16,
         "fp16": job.precision is Precision.FP16,

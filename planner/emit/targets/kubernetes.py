@@ -16,13 +16,13 @@ from ..yaml_text import to_yaml
 TITLE, NAME, SCRIPT = "Kubeflow Trainer", "trainjob.yaml", "kubernetes.sh"
 FILES = ("train.py", "plan.json", "ds_config.json")
 JOB, OUT, SHM = "/job", "/checkpoints", "/dev/shm"
-KEPT = 2  # checkpoints that lie there at once: train.py keeps so many
+KEPT = 3  # checkpoints that lie there at once: train.py keeps 2, and removes the older when a third is whole
 SECRET = "hf-token"
 
 
 def emit(job: Job, start: Start) -> Emitted:
     """A TrainJob, and a script that makes the ConfigMap and submits it."""
-    name, first = slug(job.name), _first(job)
+    name, first = slug(job.name), _first(job, start)
     cannot = (
         "the priced machine: a cluster has what it has; node selectors and tolerations are yours to add",
         "limits on locked memory: they are the container runtime's",
@@ -55,12 +55,14 @@ def emit(job: Job, start: Start) -> Emitted:
     )
 
 
-def _first(job: Job) -> tuple[str, ...]:
-    room = KEPT * job.machines.checkpoint_bytes / GIB
+def _first(job: Job, start: Start) -> tuple[str, ...]:
+    room = math.ceil(KEPT * job.machines.checkpoint_bytes / GIB)
+    model = model_of(job, start)
+    read = "DATA and MODEL are read" if model is None or model.startswith(("/", ".", "~")) else "DATA is read"
     return (
-        f"a volume claim {slug(job.name)} of {room:,.0f} GiB or more must be there, which every node can write to",
+        f"a volume claim {slug(job.name)} of {room:,} GiB or more must be there, which every node can write to",
         f"where weights are gated, a secret {SECRET} with the key HF_TOKEN must be there",
-        "DATA is read in the pods; packages are installed at each start: an image that has them starts faster",
+        f"{read} in the pods; packages are installed at each start: an image that has them starts faster",
     )
 
 

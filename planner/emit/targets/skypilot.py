@@ -11,7 +11,7 @@ from ..known_names import known_names
 from ..shell import comments, environment, in_folder, install, joined, missing, model_of, train_words
 from ..start import Emitted, Start, slug
 from ..yaml_text import to_yaml
-from .torchrun import launch
+from .torchrun import GRACE, launch
 
 TITLE, NAME = "SkyPilot", "sky.yaml"
 REGION = re.compile(r"[A-Za-z0-9-]+")  # of a cloud's catalog: no blanks, no words of ours
@@ -32,7 +32,7 @@ def emit(job: Job, start: Start) -> Emitted:
     }
     if _from_hub(job, start):
         document["secrets"] = {"HF_TOKEN": None}
-    first = _first(job)
+    first = _first(job, start)
     return Emitted(
         files={NAME: to_yaml(document, comments(job, TITLE, cannot, first))},
         command=f"{in_folder(start)} && {_command(job, start)}",
@@ -41,16 +41,18 @@ def emit(job: Job, start: Start) -> Emitted:
     )
 
 
-def _first(job: Job) -> tuple[str, ...]:
-    data = "DATA is read on the machines: a datasets path, a bucket, or a file that file_mounts brings there"
-    shared = "OUT must be a path that all nodes share, such as a bucket that file_mounts mounts"
-    return (data, shared) if job.several_nodes else (data,)
+def _first(job: Job, start: Start) -> tuple[str, ...]:
+    read = "DATA is read" if _from_hub(job, start) else "DATA and MODEL are read"
+    data = f"{read} on the machines: a name of the hub, a bucket, or a path that file_mounts brings there"
+    kept = "OUT must be a path that all nodes share, such as a bucket that file_mounts mounts"
+    alone = "OUT goes with the machine: a bucket that file_mounts mounts keeps checkpoints and the trained model"
+    return (data, kept if job.several_nodes else alone)
 
 
 def _environment(job: Job, start: Start) -> dict[str, str | None]:
     """None: SkyPilot asks for it with --env."""
     unknown = missing(job, start)
-    values = {"DATA": start.data, "MODEL": model_of(job, start), "OUT": "checkpoints"}
+    values = {"DATA": start.data, "MODEL": model_of(job, start), "OUT": "run"}
     return {name: None if name in unknown else value for name, value in values.items()}
 
 
@@ -61,13 +63,14 @@ def _from_hub(job: Job, start: Start) -> bool:
 
 
 def _command(job: Job, start: Start) -> str:
-    words = ["sky", "launch", NAME, *(f"--env={name}=PATH" for name in missing(job, start))]
+    managed = ("jobs",) if job.machines.tier == "spot" else ()  # it starts again on another machine when one is taken
+    words = ["sky", *managed, "launch", NAME, *(f"--env={name}=PATH" for name in missing(job, start))]
     return shlex.join([*words, "--secret=HF_TOKEN"] if _from_hub(job, start) else words)
 
 
 def _run(job: Job, start: Start) -> str:
     """The same on every node; the first in SKYPILOT_NODE_IPS is where they meet."""
-    words = [f"torchrun {launch(job, run='trainplan')}", *train_words(None, None)]
+    words = [f"torchrun {GRACE} {launch(job, run='trainplan')}", *train_words(None, None)]
     meet = [
         'MASTER_ADDR="$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"',
         "export MASTER_ADDR MASTER_PORT=29500",

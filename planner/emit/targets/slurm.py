@@ -8,7 +8,7 @@ import shlex
 from ..job import Job
 from ..shell import comments, environment, given, in_folder, joined, model_of, script, told, train_words
 from ..start import Emitted, Start, slug
-from .torchrun import launch
+from .torchrun import GRACE, GRACE_S, launch
 
 TITLE, NAME = "Slurm", "job.sbatch"
 
@@ -45,7 +45,8 @@ def _directives(job: Job) -> list[str]:
         "--open-mode=append",
     ]
     if m.hours_upper is not None:
-        found.append(f"--time={time_limit(m.hours_upper)}")
+        # To the steps alone, as Slurm does without B: torchrun hands it on, and train.py saves and leaves.
+        found += [f"--time={time_limit(m.hours_upper)}", f"--signal=TERM@{GRACE_S + 60}"]
     return [f"#SBATCH {option}" for option in found]
 
 
@@ -62,7 +63,8 @@ def time_limit(hours: float) -> str:
 def _lines(job: Job, start: Start) -> list[str]:
     """What runs on the first node; srun starts the rest, with the limits and variables set here."""
     words = [
-        f"srun --cpu-bind=none --kill-on-bad-exit=1 torchrun {launch(job, run=chr(34) + '$SLURM_JOB_ID' + chr(34))}",
+        f"srun --cpu-bind=none --kill-on-bad-exit=1 torchrun {GRACE} "
+        f"{launch(job, run=chr(34) + '$SLURM_JOB_ID' + chr(34))}",
         *train_words(start.data, model_of(job, start)),
     ]
     lines = [

@@ -7,6 +7,8 @@ from ..shell import bash, beside, comments, environment, joined, model_of, rende
 from ..start import Emitted, Start
 
 TITLE, NAME = "torchrun", "torchrun.sh"
+GRACE_S = 300  # what train.py has, told to stop, to end a micro-step and save; torchrun's default is 30
+GRACE = f"--shutdown-timeout={GRACE_S}"
 
 
 def emit(job: Job, start: Start) -> Emitted:
@@ -19,7 +21,7 @@ def emit(job: Job, start: Start) -> Emitted:
         if job.several_nodes
         else ()
     )
-    words = [f"exec torchrun {launch(job)}", *train_words(start.data, model_of(job, start))]
+    words = [f"exec torchrun {GRACE} {launch(job)}", *train_words(start.data, model_of(job, start))]
     lines = [*beside(job, start), *rendezvous(job, rank=False), *environment(job), joined(words)]
     where = "MASTER_ADDR=FIRST_NODE " if job.several_nodes else ""
     return Emitted(

@@ -12,4 +12,4 @@ exec accelerate launch --config_file=accelerate.yaml \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

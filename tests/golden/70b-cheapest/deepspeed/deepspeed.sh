@@ -13,4 +13,4 @@ exec deepspeed --num_gpus=4 --no_local_rank \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

@@ -7,9 +7,9 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 # Offload pins host RAM; a limit on locked memory stops it, or slows its transfers.
 ulimit -l unlimited 2>/dev/null || echo "locked memory stops at $(ulimit -l) KiB; the plan needs 431 GiB of host RAM on a node" >&2
-exec torchrun --standalone --nproc-per-node=4 \
+exec torchrun --shutdown-timeout=300 --standalone --nproc-per-node=4 \
   train.py \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

@@ -15,4 +15,4 @@ exec accelerate launch --config_file=accelerate.yaml "--machine_rank=$NODE_RANK"
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

@@ -22,4 +22,4 @@ exec deepspeed --hostfile=hostfile --num_nodes=16 --num_gpus=8 --no_local_rank \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

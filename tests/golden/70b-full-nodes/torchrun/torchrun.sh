@@ -9,9 +9,9 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 : "${MASTER_ADDR:?set MASTER_ADDR to the first node, the same on every node}"
 export MASTER_PORT="${MASTER_PORT:-29500}"
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
-exec torchrun --nnodes=16 --nproc-per-node=8 --rdzv-id=trainplan --rdzv-backend=c10d "--rdzv-endpoint=$MASTER_ADDR:$MASTER_PORT" \
+exec torchrun --shutdown-timeout=300 --nnodes=16 --nproc-per-node=8 --rdzv-id=trainplan --rdzv-backend=c10d "--rdzv-endpoint=$MASTER_ADDR:$MASTER_PORT" \
   train.py \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Llama-3.1-70B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

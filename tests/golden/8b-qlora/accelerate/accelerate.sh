@@ -10,4 +10,4 @@ exec accelerate launch --config_file=accelerate.yaml \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Meta-Llama-3-8B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

@@ -10,4 +10,4 @@ exec deepspeed --num_gpus=1 --no_local_rank \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Meta-Llama-3-8B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"

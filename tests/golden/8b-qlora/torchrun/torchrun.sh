@@ -5,9 +5,9 @@ set -euo pipefail
 test ! -e "$DATA" || DATA="$(realpath -- "$DATA")"
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
-exec torchrun --standalone --nproc-per-node=1 \
+exec torchrun --shutdown-timeout=300 --standalone --nproc-per-node=1 \
   train.py \
   --plan=plan.json \
   "--data=$DATA" \
   --model=meta-llama/Meta-Llama-3-8B \
-  "--out=${OUT:-checkpoints}"
+  "--out=${OUT:-run}"
