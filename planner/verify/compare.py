@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..candidate import Candidate
-from ..ledger import Entry, Item, Phase, flat_partition
+from ..ledger import Device, Entry, Item, Phase, flat_partition
 from ..retaining import retained_elements
 from ..states import FP32, quantized_tensors
 from .lines import Line, Moment, alive, ignored_items, last_micro_step, lines_of, moments
@@ -232,16 +232,19 @@ def start_row(c: Candidate, report: Report) -> Row:
     """Flattening, a first step on zeros, fp32 copies, one tensor gathered: exactly.
 
     With offload GPU and host are fullest at other times, and Adafactor's states are less at stage 0. Stage 3 gathers
-    one tensor after another, and gloo may not yet have let go of the one before.
+    one tensor after another, and gloo may not yet have let go of the one before. A model that is whole on the GPU at
+    first is so before anything is on the host: the peak is the larger of both, not their sum.
     """
     entries = alive(c, Phase.START)
     planned = sum(e.bytes for e in entries)
     gathered = sum(e.bytes for e in entries if e.item is Item.FLATTENING) if c.zero_stage == 3 else 0
     exactly = c.zero_stage == 3 or not (offloads(c) or ignored_items(c))
     measured = report.peak("start") - beside_at_start(report)
+    on_host = sum(e.bytes for e in entries if e.device is Device.HOST)
+    least = planned if c.ledger.zero_init else planned - min(gathered, on_host)
     return bounded(
         "start-up, at its fullest", Item.FLATTENING.section, "start", planned, measured,
-        least=planned - single_numbers_bytes(c) if exactly else 0, most=planned + gathered,
+        least=least - single_numbers_bytes(c) if exactly else 0, most=planned + gathered,
     )  # fmt: skip
 
 

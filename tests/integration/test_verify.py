@@ -41,17 +41,13 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "zero-1": {"zero": 1},
     "zero-2 checkpointing": {"zero": 2, "checkpointing": 2},
     "zero-3 offload LoRA": {"zero": 3, "offload_optimizer": "cpu", "method": "lora", "lora_rank": 4},
-    "zero-2 QLoRA": {"zero": 2, "method": "qlora", "lora_rank": 4},
     "zero-3 QLoRA": {"zero": 3, "method": "qlora", "lora_rank": 4},
-    "zero-3 QLoRA checkpointing": {"zero": 3, "method": "qlora", "lora_rank": 4, "checkpointing": 3},
 }
 STATE_LINES = {
     "zero-1": {"trainable weights", "fp32 master weights", "optimizer states", "gradients"},
     "zero-2 checkpointing": {"trainable weights", "fp32 master weights", "optimizer states", "gradients"},
     "zero-3 offload LoRA": {"frozen weights", "trainable weights", "fp32 master weights", "optimizer states"},
-    "zero-2 QLoRA": {"frozen weights, NF4", "NF4 scales", "trainable weights", "optimizer states"},
-    "zero-3 QLoRA": {"frozen weights, NF4", "NF4 scales", "gathered NF4 weights that autograd keeps"},
-    "zero-3 QLoRA checkpointing": {"frozen weights, NF4", "gathered NF4 weights that autograd keeps"},
+    "zero-3 QLoRA": {"frozen weights", "NF4 scales", "gathered NF4 weights that autograd keeps"},
 }
 CPU = Machine(device="cpu", cores=2, free_ram_bytes=2**33)
 STEPS = 3

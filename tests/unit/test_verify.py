@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trainplan
 from trainplan.api.narrowing import CPU_TOKENS, as_planned, narrowed, shrunk
 from trainplan.api.verification import check_runnable, disagreements
 from trainplan.cli.main import run_root
@@ -26,12 +27,15 @@ from trainplan.planner.model import Model
 from trainplan.planner.models import catalog_model
 from trainplan.planner.planfile import model_of, read_plan
 from trainplan.planner.report.verification_text import verification_text
+from trainplan.planner.retaining import retained_elements
 from trainplan.planner.units import GIB
 from trainplan.planner.verify import launch, machine
-from trainplan.planner.verify.compare import bounded, off_rows
+from trainplan.planner.verify.compare import Report, bounded, off_rows, retained_rows
 from trainplan.planner.verify.machine import Card, Machine, this_machine
 from trainplan.planner.verify.outcome import memory_rows, phase_rows
 from trainplan.planner.verify.shrink import fewest_layers, fitted, narrower, with_layers, with_vocabulary
+
+from ..tiny import llama
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = Machine(device="cpu", cores=2, free_ram_bytes=16 * GIB)
@@ -357,3 +361,28 @@ def test_planning_loads_no_verification(tmp_path: Path) -> None:
     program = "import sys, trainplan.api, trainplan.cli.plan; print(*(m for m in sys.modules if 'planner.verify' in m))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.split() == []
+
+
+def test_what_autograd_keeps_is_seen_after_the_backward_pass() -> None:
+    """To the byte without checkpointing; with it the first layer's q, k and v may or may not be among them."""
+    retained = 2 * retained_elements(quantized().ledger, quantized().setting)
+    for held, holds in ((retained, True), (retained - 8, False), (retained + 8, False)):
+        (row,) = retained_rows(quantized(), report_of(held), 3)
+        assert (row.planned_bytes, row.measured_bytes, row.holds) == (retained, held, holds)
+    (row,) = retained_rows(quantized(checkpointing="full"), report_of(retained), 3)
+    assert (row.least_bytes, row.holds) == (retained, True)
+    assert row.planned_bytes > retained
+
+
+def quantized(**options: Any) -> Candidate:
+    """QLoRA with ZeRO-3 on two GPUs."""
+    return trainplan.estimate(
+        llama(), gpus="2xa100-80", price=1.0, gpus_per_node=2, host_memory_gib=64, seq_len=64, global_batch=2, zero=3,
+        method="qlora", **options,
+    ).candidate  # fmt: skip
+
+
+def report_of(retained: int) -> Report:
+    """An engine of two ranks that holds so many bytes after the last backward pass."""
+    held = {"2/0/backward": {"retained": retained}}
+    return Report(held=(held, held), unexplained=({}, {}), peaks=({}, {}))
