@@ -127,7 +127,9 @@ def _with_gpus(search: Search, method: Method, label: str, gpus: float) -> Alter
     if number != gpus:
         return Alternative(label=label, candidate=None, note="one GPU has no half")
     if not _offered(search, number):
-        return Alternative(label=label, candidate=None, note=f"no offer makes up {number} GPUs")
+        return Alternative(
+            label=label, candidate=None, note=f"no offer makes up {number} GPU{'' if number == 1 else 's'}"
+        )
     if number > search.request.max_gpus or search.request.sequences % number:
         return Alternative(
             label=label,

@@ -12,6 +12,7 @@ from ..known_names import known_names
 from ..shell import HERE, bash, comments, environment, filled, install, joined, missing, model_of, script, train_words
 from ..start import Emitted, Start, slug
 from ..yaml_text import to_yaml
+from .torchrun import AFTER_GRACE_S, GRACE, GRACE_S
 
 TITLE, NAME, SCRIPT = "Kubeflow Trainer", "trainjob.yaml", "kubernetes.sh"
 FILES = ("train.py", "plan.json", "ds_config.json")
@@ -97,7 +98,7 @@ def _run(job: Job) -> str:
         *environment(job, locks=False),
         "# The log names its plan: both lie beside the checkpoints, since a ConfigMap is read only.",
         'test "${PET_NODE_RANK:-0}" != 0 || cp plan.json "$OUT"',
-        joined(["exec torchrun", *train_words(None, None, more=False), '"--log=$OUT/measured.jsonl"']),
+        joined([f"exec torchrun {GRACE}", *train_words(None, None, more=False), '"--log=$OUT/measured.jsonl"']),
     ]
     return "\n".join(lines) + "\n"
 
@@ -112,7 +113,7 @@ def literal(value: str) -> str:
 
 
 def _patch(job: Job, name: str) -> dict[str, Any]:
-    """Volumes of the pods: the job's files, checkpoints, shared memory for NCCL, the nodes' NVMe."""
+    """The pods: time to save when they are told to stop; volumes of the job's files, checkpoints, shared memory for NCCL, the nodes' NVMe."""
     volumes: list[tuple[str, str, dict[str, Any]]] = [
         ("job", JOB, {"configMap": {"name": name}}),
         ("checkpoints", OUT, {"persistentVolumeClaim": {"claimName": name}}),
@@ -122,6 +123,7 @@ def _patch(job: Job, name: str) -> dict[str, Any]:
         volumes.append(("nvme", job.nvme_path, {"hostPath": {"path": job.nvme_path, "type": "Directory"}}))
     known = known_names("kubernetes")
     pod = {
+        "terminationGracePeriodSeconds": GRACE_S + AFTER_GRACE_S,
         "volumes": [{"name": short, **source} for short, _, source in volumes],
         "containers": [
             {

@@ -8,7 +8,7 @@ import shlex
 from ..job import Job
 from ..shell import comments, environment, given, in_folder, joined, model_of, script, told, train_words
 from ..start import Emitted, Start, slug
-from .torchrun import GRACE, GRACE_S, launch
+from .torchrun import AFTER_GRACE_S, GRACE, GRACE_S, launch
 
 TITLE, NAME = "Slurm", "job.sbatch"
 
@@ -30,8 +30,8 @@ def _first(job: Job) -> tuple[str, ...]:
     where = "partition, account and the like are your cluster's: give them to sbatch; every node must see the folder"
     again = "the time limit is the run's upper bound: submitted again, the job goes on from its last checkpoint"
     whole = (
-        f"it takes whole nodes (exclusive, all of their RAM): on nodes of more than {job.machines.gpus_per_node} GPUs, "
-        "ask for shares instead"
+        "it takes whole nodes (exclusive, all of their RAM): where they hold more than the plan's "
+        f"{job.machines.gpus_per_node} x {job.machines.gpu}, ask for shares instead"
     )
     return (where, whole, again) if job.machines.hours_upper is not None else (where, whole)
 
@@ -50,7 +50,7 @@ def _directives(job: Job) -> list[str]:
     ]
     if m.hours_upper is not None:
         # To the steps alone, as Slurm does without B: torchrun hands it on, and train.py saves and leaves.
-        found += [f"--time={time_limit(m.hours_upper)}", f"--signal=TERM@{GRACE_S + 60}"]
+        found += [f"--time={time_limit(m.hours_upper)}", f"--signal=TERM@{GRACE_S + AFTER_GRACE_S}"]
     return [f"#SBATCH {option}" for option in found]
 
 

@@ -8,6 +8,7 @@ from ..start import Emitted, Start
 
 TITLE, NAME = "torchrun", "torchrun.sh"
 GRACE_S = 300  # what train.py has, told to stop, to end a micro-step and save; torchrun's default is 30
+AFTER_GRACE_S = 60  # more that a scheduler must leave: torchrun itself ends its processes first
 GRACE = f"--shutdown-timeout={GRACE_S}"
 
 
