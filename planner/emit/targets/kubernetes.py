@@ -113,7 +113,7 @@ def literal(value: str) -> str:
 
 
 def _patch(job: Job, name: str) -> dict[str, Any]:
-    """The pods: time to save when they are told to stop; volumes of the job's files, checkpoints, shared memory for NCCL, the nodes' NVMe."""
+    """The pods: time to save when told to stop; volumes of the job's files, checkpoints, shared memory, NVMe."""
     volumes: list[tuple[str, str, dict[str, Any]]] = [
         ("job", JOB, {"configMap": {"name": name}}),
         ("checkpoints", OUT, {"persistentVolumeClaim": {"claimName": name}}),
