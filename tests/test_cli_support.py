@@ -89,6 +89,7 @@ def test_installed_versions_are_named(capsys: pytest.CaptureFixture[str], monkey
         (["zero-2", "zero-3"], "zero-3: contradicts another name"),
         (["lora", "--with", "deepsped=1"], "--with: no package 'deepsped'"),
         (["lora", "--with", "peft=new"], "--with peft: not a version"),
+        (["lora", "--with", "torch=2.9", "--with", "torch=2.8"], "--with torch: given twice, as 2.9 and 2.8"),
         (["--wiht", "peft=1"], "--wiht: no such option"),
     ],
 )

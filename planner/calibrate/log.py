@@ -60,7 +60,10 @@ def read_log(path: Path) -> Log:
         InputError: it cannot be read, a line but the last is no JSON object, or a value is of a wrong type.
     """
     data = read_bounded(
-        path, LARGEST_BYTES, wanted="a measured.jsonl", smaller="keep its last start, from a job line on"
+        path,
+        LARGEST_BYTES,
+        wanted="the measured.jsonl that train.py of the plan writes",
+        smaller="keep its last start, from a job line on",
     )
     where, notes = named(path), list[str]()
     starts = _starts(_events(data, where, notes), where)

@@ -38,12 +38,17 @@ def given(texts: Iterable[str], *, where: str = "--with") -> Versions:
     """Versions as typed: package=version.
 
     Raises:
-        InputError: no such package, or no version of PEP 440.
+        InputError: no such package, one given twice, or no version of PEP 440.
 
     >>> given(["deepspeed=0.19.6", "bitsandbytes==0.42"])
     {'deepspeed': '0.19.6', 'bitsandbytes': '0.42'}
     """
-    return dict(_given(text, where) for text in texts)
+    pairs = [_given(text, where) for text in texts]
+    names = [package for package, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        both = " and ".join(version for name, version in pairs if name == twice)
+        raise InputError(f"{where} {twice}: given twice, as {both}; one version is allowed; ask once for each")
+    return dict(pairs)
 
 
 def _given(text: str, where: str) -> tuple[str, str]:
