@@ -48,9 +48,7 @@ def emit(
     if any(not TARGETS[name].runs_train_py for name in names):
         job = replace(job, whole=whole_of(document, job))
     emitted = {name: emit_for(name, job, start) for name in names}
-    files = {"ds_config.json": to_json(document["ds_config"])}
-    if (text := job_script(TRAIN)) is not None:
-        files[TRAIN] = text
+    files = {"ds_config.json": to_json(document["ds_config"]), TRAIN: job_script(TRAIN)}
     for found in emitted.values():
         files |= found.files
     launched = {**document, "launch": next(iter(emitted.values())).command}

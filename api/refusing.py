@@ -11,10 +11,9 @@ from ..planner.documents import decision, summary
 from ..planner.errors import InputError
 from ..planner.model import Model
 from ..planner.request import Request
-from ..strategies.space import NAMES
 from .configuring import assessed, checkpointed, offload_groups, where_kept
 from .estimating import Estimate
-from .rebuilding import decided
+from .rebuilding import decided, facts_of
 from .searching import search, silent
 
 
@@ -110,17 +109,17 @@ def _facts_like(
 
     A changed stage drops offload that the stage cannot have.
     """
-    names = [str(n) for n in chosen["strategies"]]
-    stage = int(chosen["zero_stage"]) if zero is None else zero
-    before = dict(NAMES[n] for n in names if n in NAMES)
-    on_cpu = optimizer or before.get("offload_optimizer")
-    layers, on_host = int(chosen["checkpointed_layers"]), before.get("checkpointing") == "host"
+    layers = int(chosen["checkpointed_layers"])
+    before = facts_of(chosen, layers)
+    stage = before["zero_stage"] if zero is None else zero
+    on_cpu = optimizer or before["offload_optimizer"]
+    on_host = before["checkpointing"] == "host"
     if checkpointing is not None:
         layers, on_host = checkpointed(checkpointing, model)
     if stage == 0 and not optimizer:
         on_cpu = None
-    held = parameters or (before.get("offload_parameters") if stage == 3 else None)
-    partial = stage == 3 and on_cpu == "cpu" and 0 < float(chosen.get("offload_ratio") or 1.0) < 1
+    held = parameters or (before["offload_parameters"] if stage == 3 else None)
+    partial = stage == 3 and on_cpu == "cpu" and before["partial_share"]
     facts = {
         "zero_stage": stage,
         "offload_optimizer": None if on_cpu == "none" else on_cpu,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from pathlib import Path
 
+from .bounded import named, read_bounded, unreadable
 from .catalog import find_gpu
 from .catalog_files import read_offers
 from .errors import InputError
@@ -15,6 +15,7 @@ from .units import MIB
 
 LARGEST_PRICES_BYTES = 16 * MIB
 WRITE = "write one with trainplan offers import, or see trainplan offers list --csv for its columns"
+NEEDED = f"a price list in TOML or CSV is needed; {WRITE}"
 
 
 def read_prices(path: str) -> tuple[Offer, ...]:
@@ -29,14 +30,14 @@ def read_prices(path: str) -> tuple[Offer, ...]:
     try:
         stat = os.stat(path)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error, do=NEEDED) from None
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4)
 def _read(path: str, _changed_ns: int, _size: int) -> tuple[Offer, ...]:
     """One reading for each state of a file: a plan asks several times."""
-    where, text = _named(path), _text(path)
+    where, text = named(path), _text(path)
     if path.lower().endswith(".csv"):
         found = read_csv(text, where=where, find=find_gpu)
     else:
@@ -48,22 +49,7 @@ def _read(path: str, _changed_ns: int, _size: int) -> tuple[Offer, ...]:
 
 def _text(path: str) -> str:
     try:
-        if not Path(path).is_file():
-            raise InputError(f"{_named(path)}: not a file; a price list in TOML or CSV is needed; {WRITE}")
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_PRICES_BYTES + 1)
-        if len(data) > LARGEST_PRICES_BYTES:
-            raise InputError(f"{_named(path)}: larger than {LARGEST_PRICES_BYTES:,} bytes; keep the clouds you use")
+        data = read_bounded(path, LARGEST_PRICES_BYTES, do=NEEDED, larger="; keep the clouds you use")
         return data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _named(path: str) -> str:
-    """The file as messages name it."""
-    return "".join(c if c.isprintable() else "?" for c in path[:200])
-
-
-def _unreadable(path: str, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or ("not UTF-8" if isinstance(error, UnicodeError) else str(error))
-    return InputError(f"{_named(path)}: cannot be read, {reason}; a price list in TOML or CSV is needed; {WRITE}")
+    except UnicodeDecodeError as error:
+        raise unreadable(path, error, do=NEEDED) from None

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bounded import named, read_bounded
 from ..errors import InputError
 from .cases import Measured
-from .files import named, read_bounded
 from .parameters import constant
 
 LARGEST_BYTES = 64 * 2**20
@@ -62,8 +62,8 @@ def read_log(path: Path) -> Log:
     data = read_bounded(
         path,
         LARGEST_BYTES,
-        wanted="the measured.jsonl that train.py of the plan writes",
-        smaller="keep its last start, from a job line on",
+        do="the measured.jsonl that train.py of the plan writes is needed; give its name",
+        larger="; keep its last start, from a job line on",
     )
     where, notes = named(path), list[str]()
     starts = _starts(_events(data, where, notes), where)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from ..bounded import named, read_bounded, unreadable
 from ..calibration import Calibration, Range
 from ..errors import InputError
 from .parameters import Fitted, calibration_of, parameters
@@ -18,6 +19,7 @@ LARGEST_BYTES = 2**18
 MOST_ROWS = 1000
 LONGEST_TEXT = 300
 AGAIN = "write it again with trainplan calibrate"
+NEEDED = f"a profile is needed; {AGAIN}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,7 @@ def read_profile(path: str) -> Profile:
     try:
         stat = os.stat(path)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error, do=NEEDED) from None
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
@@ -145,29 +147,14 @@ def _read(path: str, _changed_ns: int, _size: int) -> Profile:
     """One value for each state of a file: caches are keyed by its calibration."""
     import tomllib
 
-    where = _named(path)
+    where, data = named(path), read_bounded(path, LARGEST_BYTES, do=NEEDED, larger=f", as no profile is; {AGAIN}")
     try:
-        if not os.path.isfile(path):
-            raise InputError(f"{where}: not a file; a profile is needed; {AGAIN}")
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_BYTES + 1)
-        if len(data) > LARGEST_BYTES:
-            raise InputError(f"{where}: larger than {LARGEST_BYTES:,} bytes, as no profile is; {AGAIN}")
         table = tomllib.loads(data.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
+    except UnicodeDecodeError as error:
+        raise unreadable(path, error, do=NEEDED) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not TOML: {str(error).splitlines()[0][:200]}; {AGAIN}") from None
     return _profile(table, where)
-
-
-def _named(path: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in path[:200])
-
-
-def _unreadable(path: str, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or ("not UTF-8" if isinstance(error, UnicodeError) else str(error))
-    return InputError(f"{_named(path)}: cannot be read, {reason}; a profile is needed; {AGAIN}")
 
 
 # What a table may hold: key -> (type, lowest, highest); "key?" may be missing.

@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bounded import named, read_bounded
 from ..errors import InputError
 from ..units import MIB
-from .files import named, read_bounded
 
 LARGEST_BYTES = 16 * 2**20
 MOST_GPUS = 1024
@@ -37,7 +37,12 @@ def read_smi(path: Path) -> tuple[Card, ...]:
     Raises:
         InputError: it cannot be read, or is no such table; the line says where.
     """
-    data = read_bounded(path, LARGEST_BYTES, wanted="what nvidia-smi prints", smaller="keep the part while the job ran")
+    data = read_bounded(
+        path,
+        LARGEST_BYTES,
+        do="what nvidia-smi prints is needed; give its name",
+        larger="; keep the part while the job ran",
+    )
     where = named(path)
     try:
         rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"))))

@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..bounded import named, read_bounded
 from ..errors import InputError
 from .cases import Measured
-from .files import named, read_bounded
 
 LARGEST_BYTES = 256 * 2**20
 MOST_ITEMS = 5_000_000  # segments, blocks and events that are looked at
@@ -57,7 +57,7 @@ def read_snapshot(path: Path) -> Measured:
     Raises:
         InputError: it cannot be read, is too large, holds more than plain values, or is no snapshot.
     """
-    data = read_bounded(path, LARGEST_BYTES, wanted="a memory snapshot", smaller=WRITE)
+    data = read_bounded(path, LARGEST_BYTES, do="a memory snapshot is needed; give its name", larger=f"; {WRITE}")
     where = named(path)
     try:
         return _measured(_unpickled(data, where), where)

@@ -9,12 +9,12 @@ from typing import Any
 
 from ..workload import Method, Precision
 from .deepspeed import TOP_LEVEL
+from .training import ATTENTION, QUANT_BLOCK
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 MODULE = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 PACKAGE, VERSION = re.compile(r"[a-z][a-z0-9_-]*"), re.compile(r"\d[\w.+]*", re.ASCII)
-ATTENTION = ("sdpa", "eager")
-QUANT_TYPES, QUANT_BLOCK = ("nf4",), 64  # block: bitsandbytes' own choice for NF4, which no option changes
+QUANT_TYPES = ("nf4",)
 SCRIPT_OPTIMIZERS = ("adamw-8bit", "paged-adamw-8bit")  # bitsandbytes' two, which no type of ds_config names
 ALL_LINEAR = "all-linear"
 
@@ -35,7 +35,7 @@ def _wrong_values(document: Mapping[str, Any]) -> Iterator[str]:
     for key in ("seq_len", "global_batch", "steps", "save_every_steps"):
         if t[key] < 1:
             yield f"training.{key} is {t[key]}, not 1 or more"
-    for key, allowed in (("precision", kinds), ("attn_implementation", ATTENTION)):
+    for key, allowed in (("precision", kinds), ("attn_implementation", tuple(ATTENTION.values()))):
         if t[key] not in allowed:
             yield f"training.{key} is {t[key][:40]!r}, not one of {', '.join(allowed)}"
     if t.get("model") is not None and not HUB_ID.fullmatch(t["model"]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import InputError
 from ..recipe import FINAL_RATE, WARMUP_SHARE
 from ..units import duration, gib
+from ..workload import Precision
 from .job import Job
 
 
@@ -104,6 +105,32 @@ def schedule(job: Job) -> dict[str, object]:
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": FINAL_RATE},
         "warmup_steps": max(1, int(job.steps * WARMUP_SHARE)),
+    }
+
+
+def batch_and_steps(job: Job) -> dict[str, object]:
+    """As transformers.TrainingArguments, and programs that extend them, name batch, steps and saving."""
+    return {
+        "deepspeed": "ds_config.json",
+        "per_device_train_batch_size": job.micro_batch,
+        "gradient_accumulation_steps": job.accumulation,
+        "max_steps": job.steps,
+        "save_strategy": "steps",
+        "save_steps": job.save_every,
+        "save_total_limit": 2,
+    }
+
+
+def precision_and_optimizer(job: Job) -> dict[str, object]:
+    """Likewise precision, clipping, the optimizer and its rate; every step is logged, on the machine alone."""
+    return {
+        "logging_steps": 1,
+        "report_to": "none",
+        "bf16": job.precision is Precision.BF16,
+        "fp16": job.precision is Precision.FP16,
+        "max_grad_norm": job.ds_config.get("gradient_clipping", 0.0),
+        **hyperparameters(job),
+        **schedule(job),
     }
 
 

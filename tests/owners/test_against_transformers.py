@@ -29,7 +29,7 @@ runpy.run_path("hf_trainer.py", run_name="__main__")
 def hf_trainer(folder: Path) -> ModuleType:
     """The emitted script as a module."""
     path = folder / "hf_trainer.py"
-    path.write_text(job_script("hf_trainer.py") or "", encoding="utf-8")
+    path.write_text(job_script("hf_trainer.py"), encoding="utf-8")
     spec = importlib.util.spec_from_file_location("hf_trainer_of_a_plan", path)
     assert spec is not None
     assert spec.loader is not None
@@ -114,7 +114,7 @@ def test_the_script_trains(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "training_arguments.yaml").write_text(yaml.safe_dump(said))
     (tmp_path / "ds_config.json").write_text(json.dumps(ds))
-    (tmp_path / "hf_trainer.py").write_text(job_script("hf_trainer.py") or "")
+    (tmp_path / "hf_trainer.py").write_text(job_script("hf_trainer.py"))
     (tmp_path / "run.py").write_text(ON_CPU)
     ran = subprocess.run(
         [

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os.path
 from typing import Any
 
-from ...workload import Precision
 from ..deepspeed import to_json
 from ..job import Job
 from ..shell import HERE, bash, comments, environment, filled, missing, model_of, rendezvous, script
 from ..start import Emitted, Start
-from ..trainers import common_limits, hyperparameters, liger, recompute, schedule
+from ..trainers import batch_and_steps, common_limits, liger, precision_and_optimizer, recompute
 from ..yaml_text import to_yaml
 
 TITLE, NAME, CONFIG, DATASETS = "LLaMA-Factory", "llamafactory.sh", "llamafactory.yaml", "dataset_info.json"
@@ -69,7 +68,6 @@ def _dataset(data: str) -> dict[str, Any]:
 
 
 def _config(job: Job, start: Start, *, recomputed: bool) -> dict[str, Any]:
-    named = hyperparameters(job)
     return {
         "model_name_or_path": model_of(job, start) or "SET-MODEL",
         "stage": "pt",  # texts as they are: tokens of all of them, no template
@@ -80,21 +78,9 @@ def _config(job: Job, start: Start, *, recomputed: bool) -> dict[str, Any]:
         "packing": job.packed,
         "flash_attn": {"sdpa": "sdpa", "eager": "disabled"}[job.attention],
         **_adapters(job),
-        "deepspeed": "ds_config.json",
-        "per_device_train_batch_size": job.micro_batch,
-        "gradient_accumulation_steps": job.accumulation,
-        "max_steps": job.steps,
-        "save_strategy": "steps",
-        "save_steps": job.save_every,
-        "save_total_limit": 2,
+        **batch_and_steps(job),
         "output_dir": "checkpoints",
-        "logging_steps": 1,
-        "report_to": "none",
-        "bf16": job.precision is Precision.BF16,
-        "fp16": job.precision is Precision.FP16,
-        "max_grad_norm": job.ds_config.get("gradient_clipping", 0.0),
-        **named,
-        **schedule(job),
+        **precision_and_optimizer(job),
         "disable_gradient_checkpointing": not recomputed,
         "use_reentrant_gc": False,
         "upcast_layernorm": False,

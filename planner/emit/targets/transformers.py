@@ -9,7 +9,7 @@ from ..job import Job
 from ..scripts import job_script
 from ..shell import bash, beside, comments, environment, joined, model_of, option, rendezvous, script
 from ..start import Emitted, Start
-from ..trainers import common_limits, hyperparameters, liger, schedule
+from ..trainers import batch_and_steps, common_limits, liger, precision_and_optimizer
 from ..yaml_text import to_yaml
 from .torchrun import launch
 
@@ -20,8 +20,6 @@ TORCH = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP32: 
 def emit(job: Job, start: Start) -> Emitted:
     """Arguments, the script that reads them, and its command."""
     cannot = common_limits(job)
-    text = job_script(SCRIPT)
-    assert text is not None, "the installation lacks planner/job/hf_trainer.py"
     nodes = f"start it on each of the {job.machines.nodes} nodes, with the same MASTER_ADDR, the name of one of them"
     first = (nodes,) if job.several_nodes else ()
     words = [
@@ -37,7 +35,7 @@ def emit(job: Job, start: Start) -> Emitted:
     return Emitted(
         files={
             CONFIG: to_yaml({**_settings(job), **arguments(job)}, comments(job, TITLE, cannot)),
-            SCRIPT: text,
+            SCRIPT: job_script(SCRIPT),
             NAME: script(comments(job, TITLE, cannot, first), lines),
         },
         command=f"{where}{bash(job, start, NAME)}",
@@ -50,20 +48,8 @@ def arguments(job: Job) -> dict[str, Any]:
     """transformers.TrainingArguments; those that DeepSpeed's file states too are equal to it."""
     found: dict[str, Any] = {
         "output_dir": "checkpoints",
-        "deepspeed": "ds_config.json",
-        "per_device_train_batch_size": job.micro_batch,
-        "gradient_accumulation_steps": job.accumulation,
-        "max_steps": job.steps,
-        "save_strategy": "steps",
-        "save_steps": job.save_every,
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "bf16": job.precision is Precision.BF16,
-        "fp16": job.precision is Precision.FP16,
-        "max_grad_norm": job.ds_config.get("gradient_clipping", 0.0),
-        **hyperparameters(job),
-        **schedule(job),
+        **batch_and_steps(job),
+        **precision_and_optimizer(job),
         "activation_checkpointing": job.checkpointing.layers > 0,
         "torch_compile": job.compile,
     }
