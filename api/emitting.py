@@ -13,7 +13,6 @@ from ..planner.emit.scripts import job_script
 from ..planner.emit.start import Emitted, Start
 from ..planner.emit.targets import DEFAULT, TARGETS, emit_for, known_target
 from ..planner.errors import InputError
-from ..planner.job.train import Refused, check_plan
 from ..planner.planfile import request_of
 from .rebuilding import candidate_of, decided
 
@@ -44,7 +43,6 @@ def emit(
     """
     names = tuple(dict.fromkeys(map(known_target, targets)))
     job = job_of(document, where=where)
-    _readable(document, where)
     if any(not TARGETS[name].runs_train_py for name in names):
         job = replace(job, whole=whole_of(document, job))
     emitted = {name: emit_for(name, job, start) for name in names}
@@ -55,12 +53,14 @@ def emit(
     return Launch(files={**files, "plan.json": to_json(launched)}, targets=emitted)
 
 
-def _readable(document: Mapping[str, Any], where: str) -> None:
-    """What the emitted script would refuse is refused before it is emitted.
+def check_readable(document: Mapping[str, Any], *, where: str) -> None:
+    """What the emitted script would refuse of a file is refused before it is emitted; a plan just made needs no look.
 
     Raises:
         InputError: in the script's words.
     """
+    from ..planner.job.train import Refused, check_plan  # here: `plan` starts without it
+
     try:
         check_plan(document)
     except Refused as error:

@@ -40,7 +40,7 @@ def command(plan: str, targets: tuple[str, ...], data: str | None, weights: str 
 
     PLAN is a plan.json or the folder that holds it. Exit 0, or 2 for a plan or target that cannot be used.
     """
-    from ..api.emitting import emit
+    from ..api.emitting import check_readable, emit
     from ..planner.emit.start import Start
     from ..planner.planfile import read_plan
 
@@ -49,6 +49,7 @@ def command(plan: str, targets: tuple[str, ...], data: str | None, weights: str 
     folder = out if out is not None else str(path.parent)
     start = Start(folder=folder, data=as_seen(data), model=as_seen(weights))
     launch = emit(document, start, targets, where=str(path))
+    check_readable(document, where=str(path))
     notes = _notes(document, path)
     files = dict(launch.files)
     if out is None or Path(out).resolve() == path.parent.resolve():

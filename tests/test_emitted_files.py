@@ -107,6 +107,18 @@ def test_a_changed_plan_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (folder / "plan.json").read_bytes() == changed
 
 
+def test_what_the_script_would_refuse_is_not_emitted(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A promise of another type than the script reads: its own words, exit 2, and nothing is written."""
+    memory = json.loads((plan / "plan.json").read_text())["memory"]
+    edited(plan, {"memory": {**memory, "gpu": {**memory["gpu"], "allocated_bytes": "much"}}})
+    before = sorted(path.name for path in plan.iterdir())
+    assert run_root(["emit", str(plan), "--for", "torchrun"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(f"trainplan: {plan / 'plan.json'}: memory.gpu.allocated_bytes: must be int or float, got")
+    assert sorted(path.name for path in plan.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
